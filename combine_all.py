@@ -33,7 +33,7 @@ from pathlib import Path
 from versatile.data.task_names import by_task, name_among
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import align_columns, counted, format_count, shell_command, shown
+from versatile.utils.screen import align_columns, counted, format_count, shell_command, shortest_path
 
 # The last three drop entries.
 MERGES = ("linear", "task_arithmetic", "ties", "dare_linear", "dare_ties")
@@ -84,7 +84,7 @@ def main(argv=None):
     args.checkpoints = [(held_name(task, directory), directory) for task, directory in args.checkpoints]
     if args.merge:
         check_merge(p, args)
-        published(merge, args)
+        create_and_push(merge, args)
         return
     for name in ("task", "weights", "density", "majority_sign_method"):
         if getattr(args, name) is not None:
@@ -95,7 +95,7 @@ def main(argv=None):
         if names.count(task) > 1:
             p.error(f"--checkpoints: task {task!r} is named twice (to make one adapter of several: --merge)")
     args.checkpoints = dict(args.checkpoints)
-    published(combine, args)
+    create_and_push(combine, args)
 
 
 def held_name(typed, directory):
@@ -112,20 +112,20 @@ def held_name(typed, directory):
     return name_among(typed, manifest.tasks, manifest.encoder)
 
 
-def published(make, args):
+def create_and_push(create, args):
     """Make a directory, and upload it if --push_to_hub is given."""
     from versatile.training import hub
 
     hub.check_repository(args.push_to_hub)
-    make(args)
+    create(args)
     hub.push(args.output, args.push_to_hub)
 
 
 def combine(args):
-    from versatile.training.run_combination import kind_of
+    from versatile.training.run_combination import combination_class
 
     prepare_output(args)
-    kind = kind_of([*args.checkpoints.values(), *filter(None, [args.into])])
+    kind = combination_class([*args.checkpoints.values(), *filter(None, [args.into])])
     if kind:
         combine_runs(args, kind(args.into, args.checkpoints))
     else:
@@ -138,7 +138,7 @@ def prepare_output(args):
     from versatile.utils.files import writable_directory
 
     devices.quiet_libraries(args.cache_dir)
-    args.output = own_name(args.output or args.into)
+    args.output = replaceable_path(args.output or args.into)
     refuse_taken(args)
     writable_directory(Path(args.output).absolute().parent, "--output")
 
@@ -148,9 +148,9 @@ def output_directory(args):
     """A temporary directory next to --output that takes its name once it is complete."""
     from versatile.utils.files import atomic_directory
 
-    with atomic_directory(args.output) as beside:
-        yield beside
-        refuse_taken(args, beside)
+    with atomic_directory(args.output) as temporary:
+        yield temporary
+        refuse_taken(args, temporary)
 
 
 def write_record(args, directory, record):
@@ -176,13 +176,13 @@ def combine_runs(args, combination):
         if folder:
             described[task] |= dict(dataset_path=runs.absolute_paths(folder))
     own_flags = combination.result_flags(folders) | dict(model_checkpoint=model.config._name_or_path)
-    with output_directory(args) as beside:
-        combination.save(model, tokenizer, beside)
+    with output_directory(args) as temporary:
+        combination.save(model, tokenizer, temporary)
         del model
-        refuse_taken(args, beside)
-        proofs = combination.prove(beside, args, folders)
+        refuse_taken(args, temporary)
+        proofs = combination.verify(temporary, args, folders)
         contents = runs.record(Namespace(**vars(args) | own_flags), method="combined", sources=described, proof=proofs)
-        write_record(args, beside, contents)
+        write_record(args, temporary, contents)
     for task, proof in proofs.items():
         gap, rows = proof["max_abs_difference"], proof["examples"]
         outputs = f"; {proof['outputs_equal']} of {rows} greedy outputs equal" if "outputs_equal" in proof else ""
@@ -194,7 +194,7 @@ def combine_runs(args, combination):
         print(f"next: {together}")
         return
     for task, proof in proofs.items():
-        print("next: " + shell_command("evaluate.py", "--task", task, "--data_dir", shown(proof["data"]),
+        print("next: " + shell_command("evaluate.py", "--task", task, "--data_dir", shortest_path(proof["data"]),
                                        "--model_checkpoint", args.output))  # fmt: skip
     print(f"all at once: {together}")
 
@@ -216,20 +216,20 @@ def combine_language_models(args):
     """Combine models of train.py and train_vlm.py, and released ones."""
     from versatile.adapters import checkpoint
     from versatile.adapters import combine as combining
-    from versatile.training.verification import prove
+    from versatile.training.verification import verify
 
-    sources = read_sources(args)
+    sources = read_requested_sources(args)
     inputs = {s.task: read_inputs(args, s) for s in sources}
-    model, tokenizer = combining.build(sources)
+    model, tokenizer = combining.build_combined_model(sources)
     counts, args.model_checkpoint = combining.count_task_parameters(model), backbone_name(sources[0], model)
-    with output_directory(args) as beside:
-        checkpoint.save(model, tokenizer, beside)
-        # The proof is of what the files hold; freeing the model also makes room for a source's backbone.
+    with output_directory(args) as temporary:
+        checkpoint.save_checkpoint(model, tokenizer, temporary)
+        # What the files hold is verified; freeing the model also makes room for a source's backbone.
         del model
-        refuse_taken(args, beside)
-        proofs = prove(beside, sources, inputs, args.proof_tokens)
-        write_record(args, beside, record(args, sources, proofs))
-    report(args, sources, counts, proofs)
+        refuse_taken(args, temporary)
+        proofs = verify(temporary, sources, inputs, args.proof_tokens)
+        write_record(args, temporary, run_record(args, sources, proofs))
+    print_summary(args, sources, counts, proofs)
 
 
 def check_merge(p, args):
@@ -264,28 +264,28 @@ def merge(args):
 
     prepare_output(args)
     refuse_unmerged(args.checkpoints)
-    sources = [combining.read(directory, [task])[0] for task, directory in args.checkpoints]
+    sources = [combining.read_sources(directory, [task])[0] for task, directory in args.checkpoints]
     combining.check_backbones(sources)
     refuse_unknown(sources)
     merged = merge_sources(sources, args.task, args.merge, args.weights, args.density, args.majority_sign_method,
                            args.seed)  # fmt: skip
-    model, tokenizer = combining.build([merged])
+    model, tokenizer = combining.build_combined_model([merged])
     args.model_checkpoint = backbone_name(merged, model)
     data = runs.trained_on(merged.directory, args.task)
     described = {args.task: dict(checkpoint=str(merged.directory), adapter=merged.method, dataset_path=data)}
 
-    with output_directory(args) as beside:
-        checkpoint.save(model, tokenizer, beside)
+    with output_directory(args) as temporary:
+        checkpoint.save_checkpoint(model, tokenizer, temporary)
         try:
             # Finds a result that would not load, or that changes nothing.
-            checkpoint.load(beside)
+            checkpoint.load_checkpoint(temporary)
         except UserError as error:
             raise UserError(f"the merged adapter cannot be used: {error.found}", location=f"--merge {args.merge}",
                             remedy="choose other --weights, a higher --density, or another --merge") from error
-        write_record(args, beside, runs.record(args, method=f"merged ({args.merge})", sources=described))
+        write_record(args, temporary, runs.record(args, method=f"merged ({args.merge})", sources=described))
     print(f"written: {args.output}, {args.task} of {', '.join(s.flag.split()[-1] for s in sources)}")
     following = shell_command("evaluate.py", "--task", args.task, "--no_sample", "--model_checkpoint", args.output,
-                              *(["--dataset_path", shown(data)] if data else []),
+                              *(["--dataset_path", shortest_path(data)] if data else []),
                               "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
     print(f"next: {following}")
 
@@ -293,10 +293,10 @@ def merge(args):
 def refuse_unmerged(checkpoints):
     """Raise a `UserError` if --merge names models that can only be combined; `checkpoints`: [(task, directory)]."""
     from versatile.adapters.combine import source_flag
-    from versatile.training.run_combination import kind_of
+    from versatile.training.run_combination import combination_class
 
     for task, directory in checkpoints:
-        if kind := kind_of([directory]):
+        if kind := combination_class([directory]):
             evaluation = shell_command("evaluate.py", "--task", "all", "--model_checkpoint", directory)
             raise UserError(f"this is a model of {kind.script}, whose adapters are not merged",
                             location=source_flag(directory, task),
@@ -305,23 +305,23 @@ def refuse_unmerged(checkpoints):
                             f"adapter; or evaluate it as it is: {evaluation}")  # fmt: skip
 
 
-def own_name(path):
+def replaceable_path(path):
     """A path that another directory can replace: neither a link nor "."."""
     return os.path.realpath(path) if os.path.islink(path) or Path(path).name in ("", "..") else path
 
 
-def refuse_taken(args, beside=None):
+def refuse_taken(args, temporary=None):
     """Raise a `UserError` if any of the user's files would be lost.
 
     Args:
-        beside: the directory that will take the output's name, if it exists already.
+        temporary: the directory that will take the output's name, if it exists already.
     """
     from versatile.training import runs
     from versatile.training.cards import CARD, is_model_card
 
     output = Path(args.output)
     if args.into and output.resolve() == Path(args.into).resolve():
-        new = {"run.json", *(p.name for p in beside.iterdir())} - {CARD} if beside else None
+        new = {"run.json", *(p.name for p in temporary.iterdir())} - {CARD} if temporary else None
         old = [p for p in output.iterdir() if p.suffix not in (".part", ".old")] if new else []
         if lost := sorted({p.name for p in old if p.name != CARD or not is_model_card(p)} - (new or set())):
             raise UserError(f"it also holds {', '.join(lost[:4])}, which would be lost", location=f"--into {args.into}",
@@ -336,7 +336,7 @@ def refuse_taken(args, beside=None):
                         + (f"remove it, or add to it: {add}" if can_add else "or remove it"))  # fmt: skip
 
 
-def read_sources(args):
+def read_requested_sources(args):
     """The `adapters.combine.Source` of every task, in the order of their ids: those of --into, then those given.
 
     Raises:
@@ -344,12 +344,12 @@ def read_sources(args):
     """
     from versatile.adapters import combine as combining
 
-    sources, groups = combining.read(args.into) if args.into else [], {}
+    sources, groups = combining.read_sources(args.into) if args.into else [], {}
     for task, directory in args.checkpoints.items():
         groups.setdefault(os.path.normpath(directory), []).append(task)
-    chosen_sources = {s.task: s for directory, tasks in groups.items() for s in combining.read(directory, tasks)}
-    sources += [chosen_sources[task] for task in args.checkpoints]
-    combining.check(sources)
+    chosen = {s.task: s for directory, tasks in groups.items() for s in combining.read_sources(directory, tasks)}
+    sources += [chosen[task] for task in args.checkpoints]
+    combining.check_sources(sources)
     names = [s.task for s in sources]
     refuse_unknown(sources)
     args.data = by_task(args.data, names, "combined")
@@ -404,7 +404,7 @@ def backbone_name(source, model):
     return runs.origin(source.directory).get("backbone", model.config._name_or_path)
 
 
-def record(args, sources, proofs):
+def run_record(args, sources, proofs):
     """The contents of run.json."""
     from versatile.training import runs
 
@@ -416,7 +416,7 @@ def record(args, sources, proofs):
     return runs.record(args, method="combined", sources=describe_sources(args, entries), proof=proofs)
 
 
-def report(args, sources, counts, proofs):
+def print_summary(args, sources, counts, proofs):
     """Print what was combined: a row for each task, the totals and the next command."""
     from versatile.adapters.methods.registry import BARE
     from versatile.training.method_flags import name_of
@@ -427,7 +427,7 @@ def report(args, sources, counts, proofs):
         share = (own["adapters"] + own["rows"]) / counts["backbone"]
         gap, outputs = proof["max_abs_difference"], f"{proof['outputs_equal']} of {proof['examples']} equal"
         width = own["bottleneck"] if s.method["method"] in ("bottleneck", BARE) else name_of(s.method)
-        rows.append((s.task, shown(s.directory), str(width), f"{own['adapters']:,}", f"{own['rows']:,}",
+        rows.append((s.task, shortest_path(s.directory), str(width), f"{own['adapters']:,}", f"{own['rows']:,}",
                      f"{100 * share:.2f} %", f"{gap:.2g}" if gap else "0, equal bit for bit", outputs))  # fmt: skip
     print()
     print(align_columns(rows, right=(2, 3, 4, 5), rule=True))
@@ -437,7 +437,7 @@ def report(args, sources, counts, proofs):
           f"{together} together, instead of {separate} in full models: "
           f"{100 * counts['together'] / counts['separate']:.1f} %")  # fmt: skip
     print(f"written: {args.output}")
-    data = [f"{task}={shown(proof['data'])}" for task, proof in proofs.items()]
+    data = [f"{task}={shortest_path(proof['data'])}" for task, proof in proofs.items()]
     following = shell_command("evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", args.output,
                               "--data", *data, "--output_dir", f"results/{Path(args.output).name}")  # fmt: skip
     print(f"next: {following}")

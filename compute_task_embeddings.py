@@ -53,10 +53,10 @@ def main(argv=None):
     args = parser().parse_args(argv)
     flags.require_one_process()
     from versatile.utils import devices
-    from versatile.utils.files import could_be_made
+    from versatile.utils.files import check_creatable
 
     devices.quiet_libraries(args.cache_dir)
-    could_be_made(args.output_dir, "--output_dir")
+    check_creatable(args.output_dir, "--output_dir")
     compute(args)
 
 
@@ -75,11 +75,11 @@ def compute(args):
     device = idist.device()
     dtype = devices.precision(args, device)
     sources = {
-        name: list(text_to_text.load(name, "train", data_dir=args.data_dir, seed=args.seed, n_obs=args.n_train,
-                                     split_validation_test=args.split_validation_test)["source"])
+        name: list(text_to_text.load_rows(name, "train", data_dir=args.data_dir, seed=args.seed, n_obs=args.n_train,
+                                          split_validation_test=args.split_validation_test)["source"])
         for name in dict.fromkeys(args.tasks)
     }  # fmt: skip
-    model, tokenizer = t5_loading.load(args.model_name_or_path, args.seed, args.tokenizer_name)
+    model, tokenizer = t5_loading.load_bare_t5(args.model_name_or_path, args.seed, args.tokenizer_name)
     model.to(device).eval()
     embeddings = {}
     for name, texts in sources.items():

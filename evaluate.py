@@ -148,7 +148,7 @@ def score_files(args, task):
         references = [list(map(from_one_line, group)) for group in metrics.read_references(args.references)]
     else:
         options = task.read_options(args.max_history, decoding=True)
-        examples = instances.read(args.dataset_path, args.split, task, options, args.limit)
+        examples = instances.read_instances(args.dataset_path, args.split, task, options, args.limit)
         references = [e.references for e in examples]
     metrics.check_counts(hypotheses, references)
     if examples is None:
@@ -194,7 +194,7 @@ def load_model(args, task, manifest):
     from versatile.adapters.backbones import loading as backbones
 
     if manifest:
-        model, tokenizer = checkpoint.load(args.model_checkpoint, task.name, pointer=args.self_copy)
+        model, tokenizer = checkpoint.load_checkpoint(args.model_checkpoint, task.name, pointer=args.self_copy)
         method = "finetune" if model.info.mode == "full" else "adapter"
         method = "released" if manifest.released else method
         check_ablations(args, model.info.methods.get(task.name, {}).get("method"))
@@ -203,7 +203,8 @@ def load_model(args, task, manifest):
             if getattr(args, flag):
                 raise UserError(f"{args.model_checkpoint} is a bare backbone", location=f"--{flag}",
                                 expected="a model trained with it", remedy="leave the flag out")  # fmt: skip
-        model, tokenizer = backbones.load(args.model_checkpoint, random_init=args.seed if args.random_init else False)
+        seed = args.seed if args.random_init else False
+        model, tokenizer = backbones.load_backbone(args.model_checkpoint, random_init=seed)
         torch.manual_seed(args.seed)
         attach(model, tokenizer, {task.name: task.markers}, {task.name: 0})
         print(f"{args.model_checkpoint} is a bare backbone: evaluating it with untrained task embeddings")

@@ -48,7 +48,7 @@ TRAINING_SETTINGS = ("n_epochs", "train_batch_size", "lr", "lr_scheduler_type", 
 LISTS = ("--skip_tasks", *strategies.collect_flags("flags"))
 # Flags that name a sequence. Given with --model_dirs, they must match what was trained there; seeds may differ.
 NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil",
-          *strategies.naming_names(), "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
+          *strategies.naming_flags(), "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
 
 
 def parser():
@@ -125,7 +125,7 @@ def evaluate(args, typed_flags):
     if set(named.get("tasks", ())) <= {*(args.own_tasks or ())} & {*runs[0].flags.tasks}:
         # Only the data of these tasks have moved.
         named.pop("tasks", None)
-    same_runs(runs, named)
+    require_same_runs(runs, named)
     data_dir = args.data_dir or runs[0].flags.data_dir
     splits = scoring.read_splits(runs[0].flags.tasks, data_dir, "train" if args.test_training_set else "test",
                                  args.limit, args.ref1)  # fmt: skip
@@ -134,21 +134,21 @@ def evaluate(args, typed_flags):
     locations = output_directories(runs, output)
     config = scoring.EvalConfig(sampling(args), args.batch_size, args.max_len, dtype, idist.device(), args.samples,
                              inference_name=args.infer_task, trained_only=args.trained_only)  # fmt: skip
-    asked = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
-                 decoding=config.sampling or "greedy")  # fmt: skip
+    evaluation = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
+                      decoding=config.sampling or "greedy")  # fmt: skip
     alone = matrix.read_single_tasks(args.single_task, list(splits), [split.task.metric for split in splits.values()])
     matrices, records = [], []
     for run, location in zip(runs, locations):
         print(f"\n{run.folder}: {', '.join(run.flags.tasks)}", flush=True)
         if run.only_end:
             print(f"only the end is scored: {run.only_end}", flush=True)
-        asked_here = replace(config, inference=scoring.make_inference(args.infer_task, run, data_dir))
-        scores = scoring.compute_matrix(run, splits, asked_here, location, args.test_all, args.before)
+        run_config = replace(config, inference=scoring.make_inference(args.infer_task, run, data_dir))
+        scores = scoring.compute_matrix(run, splits, run_config, location, args.test_all, args.before)
         matrices.append(replace(scores, alone=alone))
         records.append(make_record(run.folder, run.flags))
         if len(runs) > 1:
-            scoring.write_matrix(location, matrices[-1:], records[-1:], run.title, asked)
-    scoring.write_matrix(output, matrices, records, runs[0].title, asked)
+            scoring.write_matrix(location, matrices[-1:], records[-1:], run.title, evaluation)
+    scoring.write_matrix(output, matrices, records, runs[0].title, evaluation)
     tables = "\n".join(filter(None, [matrix.markdown(matrices), matrix.side_by_side(matrices)]))
     print(f"\n{tables}\nmatrix.json, matrix.md and matrix.png in {output}")
 
@@ -173,7 +173,7 @@ def sampling(args):
                 seed=args.qa_seed)  # fmt: skip
 
 
-def same_runs(runs, typed_flags):
+def require_same_runs(runs, typed_flags):
     """Raise a `UserError` unless the runs differ only in their seeds, as a common matrix requires.
 
     Args:
@@ -191,11 +191,11 @@ def same_runs(runs, typed_flags):
                 )
         if run.folder.resolve() in [other.folder.resolve() for other in runs[:number]]:
             raise UserError("is named twice", location=location, expected="each sequence once", remedy="name it once")
-        one, other = (decisive_flags(sequence_run.flags) for sequence_run in (runs[0], run))
-        if differ := sorted(flag for flag in one.keys() | other.keys() if one.get(flag) != other.get(flag)):
+        first, other = (decisive_flags(sequence_run.flags) for sequence_run in (runs[0], run))
+        if differ := sorted(flag for flag in first.keys() | other.keys() if first.get(flag) != other.get(flag)):
             flag = "tasks" if "tasks" in differ else differ[0]
             raise UserError(f"it was trained with {typed(flag, other.get(flag))}", location=location,
-                            expected=f"{typed(flag, one.get(flag))}, as {runs[0].folder}: runs of one sequence that "
+                            expected=f"{typed(flag, first.get(flag))}, as {runs[0].folder}: runs of one sequence that "
                                      "differ in --seed alone",
                             remedy="evaluate each by itself, and put them side by side: python -m lifelong.compare "
                                    "--help")  # fmt: skip

@@ -82,7 +82,7 @@ def evaluate(args):
     manifest = require_manifest(args.model_checkpoint, "a model of combine_all.py, train_vlm.py or train.py, or a "
                                                        "released VLM")  # fmt: skip
     args.task = canonical_name(args.task, "markers")
-    model, tokenizer = checkpoint.load(args.model_checkpoint, None if args.task == "all" else args.task)
+    model, tokenizer = checkpoint.load_checkpoint(args.model_checkpoint, None if args.task == "all" else args.task)
     splits = read_splits(args, model.info)
     names = [split.name for split in splits]
     args.output_dir = args.output_dir or evaluation.default_results("VLM_result", args.model_checkpoint, names)
@@ -101,10 +101,10 @@ def read_splits(args, info):
     """The splits to evaluate: the requested tasks that the model holds, with their data."""
     from versatile.data.own_tasks import register_own_tasks
     from versatile.data.task import get_task
-    from versatile.training.evaluation import asked_tasks
+    from versatile.training.evaluation import requested_tasks
 
     register_own_tasks(info.definitions.values())
-    names = asked_tasks(args, info.tasks)
+    names = requested_tasks(args, info.tasks)
     splits = [read_task_split(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(splits):
         raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "

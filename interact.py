@@ -50,26 +50,26 @@ def main(argv=None):
     out, typed = sys.stdout, sys.stdin.isatty()
     # If a program reads the answers, stdout holds nothing else: all other output goes to stderr.
     with contextlib.redirect_stdout(out if typed and out.isatty() else sys.stderr):
-        talk = Talk(args)
-        talk.text_model.refuse_unused(p.locations)
-        talk.greet()
+        session = ChatSession(args)
+        session.text_model.refuse_unused(p.locations)
+        session.greet()
         if typed:
-            in_terminal(talk, out)
+            in_terminal(session, out)
         else:
-            in_pipe(talk, sys.stdin.buffer, out)
+            in_pipe(session, sys.stdin.buffer, out)
 
 
-def in_terminal(talk, out):
+def in_terminal(session, out):
     """Prompt, read and answer until Ctrl-D or /quit. Ctrl-C stops the current answer, or discards the line."""
     with contextlib.suppress(ImportError):
         # Importing it gives `input` a history and line editing.
         import readline  # noqa: F401
-    while not talk.over and out.has_reader:
+    while not session.over and out.has_reader:
         answering = False
         try:
-            line = input(f"{talk.task.name}> ")
+            line = input(f"{session.task.name}> ")
             answering = True
-            answer = talk.take(line)
+            answer = session.take(line)
         except KeyboardInterrupt:
             print("stopped" if answering else "")
         except EOFError:
@@ -85,21 +85,21 @@ def in_terminal(talk, out):
                 out.write_data(answer)
 
 
-def in_pipe(talk, lines, out):
+def in_pipe(session, lines, out):
     """Answer lines of bytes until the end; every input gives one line of output."""
     from versatile.utils.lines import one_line
 
     for number, raw in enumerate(lines, 1):
         answer = ""
         try:
-            answer = talk.take(raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
+            answer = session.take(raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n"))
         except UnicodeDecodeError:
             print(f"line {number}: not UTF-8", flush=True)
         except UserError as error:
             print(f"line {number}: {friendly(error)}", flush=True)
         if answer is not None:
             out.write_data(one_line(answer))
-        if talk.over or not out.has_reader:
+        if session.over or not out.has_reader:
             # /quit, or the reader of the answers has closed the pipe.
             return
 
@@ -110,7 +110,7 @@ def friendly(error):
     return "; ".join(part for part in parts if part)
 
 
-class Talk:
+class ChatSession:
     """A loaded model, the current task and the conversations so far.
 
     Attributes:
@@ -134,7 +134,7 @@ class Talk:
         self.decoding = Decoding.from_flags(args, self.text_model.positions)
         self.sessions = {name: self.session(name) for name in self.tasks}
         # The last prompt and what was cut from it; cuts already reported; number of answers so far.
-        self.shown, self.told, self.count, self.over = None, set(), 0, False
+        self.shown, self.reported_cuts, self.count, self.over = None, set(), 0, False
 
     def session(self, name):
         """A task's initial session."""
@@ -188,9 +188,9 @@ class Talk:
         if len(session.get("history", [])) > turns:
             notices.insert(0, f"only the last {turns} turns of the conversation are given, as in training")
         for notice in notices:
-            if (name, notice) not in self.told:
+            if (name, notice) not in self.reported_cuts:
                 print(f"note: {notice} (/show shows what is left)", flush=True)
-                self.told.add((name, notice))
+                self.reported_cuts.add((name, notice))
         self.shown = prompts[0], notices
         return prompts[0]
 
@@ -260,13 +260,13 @@ class Talk:
 
 
 COMMANDS = {
-    "/task": (Talk.choose, "NAME", "answer for another task; each keeps its own conversation"),
-    "/tasks": (Talk.list, "", "the tasks, each with a sample input"),
-    "/new": (Talk.forget, "", "forget the conversation"),
-    "/show": (Talk.show, "", "the last prompt given to the model, token by token"),
-    "/set": (Talk.set, "NAME VALUE", "a decoding setting, e.g. /set max_length 60; alone: all of them"),
-    "/help": (Talk.help, "", "this list"),
-    "/quit": (Talk.quit, "", "end (so does Ctrl-D); Ctrl-C stops the current answer"),
+    "/task": (ChatSession.choose, "NAME", "answer for another task; each keeps its own conversation"),
+    "/tasks": (ChatSession.list, "", "the tasks, each with a sample input"),
+    "/new": (ChatSession.forget, "", "forget the conversation"),
+    "/show": (ChatSession.show, "", "the last prompt given to the model, token by token"),
+    "/set": (ChatSession.set, "NAME VALUE", "a decoding setting, e.g. /set max_length 60; alone: all of them"),
+    "/help": (ChatSession.help, "", "this list"),
+    "/quit": (ChatSession.quit, "", "end (so does Ctrl-D); Ctrl-C stops the current answer"),
 }
 
 

@@ -37,7 +37,7 @@ def main(argv=None):
     from versatile.utils import devices
 
     with devices.parallel():
-        text_to_text_arguments.begin(arguments)
+        text_to_text_arguments.check_before_loading(arguments)
         span_corruption_pretraining.pretrain(arguments)
 
 

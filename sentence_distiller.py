@@ -71,7 +71,7 @@ def main(argv=None):
     task = get_task(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
     partial = check_output(args, task)
-    with stoppable(partial, again(sys.argv[0], sys.argv[1:] if argv is None else argv)):
+    with stop_on_signals(partial, resume_command(sys.argv[0], sys.argv[1:] if argv is None else argv)):
         distil(args, task, partial)
 
 
@@ -119,7 +119,7 @@ def distil(args, task, path):
     manifest = checkpoint.peek(args.model_checkpoint)
     history = args.max_history or (manifest and manifest.histories.get(task.name))
     options = task.read_options(history, decoding=True)
-    model, tokenizer = checkpoint.load(args.model_checkpoint, task.name)
+    model, tokenizer = checkpoint.load_checkpoint(args.model_checkpoint, task.name)
     prepare_for_inference(model, device, dtype)
     positions = max_length_of(model)
     decoding = Decoding.from_flags(args, positions)
@@ -127,40 +127,47 @@ def distil(args, task, path):
     def encode(examples):
         return instances.prompts(task, model.task_id(task.name), tokenizer, examples, positions, decoding.max_length)
 
-    def pieces(report):
-        return sentences.pieces(args.dataset_path, task, options, inputs, partial.texts, report, args.samples)
+    def render(statistics):
+        return sentences.render_data_file(
+            args.dataset_path, task, options, inputs, partial.texts, statistics, args.samples)  # fmt: skip
 
     inputs = sentences.read_inputs(args.dataset_path, task, options, encode, args.limit, merge=decoding.no_sample)
     report_inputs(args, inputs)
     identity = dict(
         teacher=sentences.checkpoint_fingerprint(args.model_checkpoint), data=content, task=task.name, limit=args.limit,
-        max_history=options.max_history, **relevant(decoding), precision=str(dtype).removeprefix("torch."),
+        max_history=options.max_history, **decisive_settings(decoding), precision=str(dtype).removeprefix("torch."),
         device=device.type,
     )  # fmt: skip
-    partial = sentences.Partial(path, identity, sentences.plan(inputs.prompts, decoding.batch_size))
+    partial = sentences.PartialOutputs(path, identity, sentences.plan_batches(inputs.prompts, decoding.batch_size))
     with partial.opened(args.restart):
         if Path(args.output).exists() and not args.overwrite:
-            # Accepted only if it is the file that would be written now.
-            if partial.done < len(partial.batches) or not sentences.holds(args.output, pieces(sentences.Report())):
-                refuse_taken(args)
-            print(f"{args.output} was finished before")
+            accept_finished(args, partial, render(sentences.OutputStatistics()))
         else:
             decode(args, (model, tokenizer), inputs, decoding, partial, dtype)
         if task.content_key(args.dataset_path, "train") != content:
             raise UserError("has changed while the teacher was decoding", location=args.dataset_path,
                             remedy="start over with --restart")  # fmt: skip
-        report = sentences.Report()
-        sentences.write(args.output, pieces(report))
+        statistics = sentences.OutputStatistics()
+        sentences.write_pieces(args.output, render(statistics))
         partial.remove()
-    show(args, report, partial, decoding)
+    print_statistics(args, statistics, partial, decoding)
     print(f"\nwritten: {args.output}")
-    if report.empty == report.outputs:
+    if statistics.empty == statistics.outputs:
         print("warning: every output is empty: no student can learn from this file. Is the teacher trained for the "
               f"task, and on data like these? Inspect it: "
               f"{shell_command('interact.py', '--model_checkpoint', args.model_checkpoint)}"
               f" --task {task.name}; start over with --overwrite")  # fmt: skip
     else:
         print(f"next: {next_command(args, task, options, model)}")
+
+
+def accept_finished(args, partial, pieces):
+    """Raise the `UserError` for an output file that exists, unless it is the one that would be written now."""
+    from versatile.training.sentence_distillation import file_equals
+
+    if partial.done < len(partial.batches) or not file_equals(args.output, pieces):
+        refuse_taken(args)
+    print(f"{args.output} was finished before")
 
 
 def decode(args, teacher, inputs, decoding, partial, dtype):
@@ -184,7 +191,7 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
     print(f"decoded {tokens:,} tokens in {seconds:.1f} s ({tokens / seconds:.0f} tokens/s)")
 
 
-def relevant(decoding):
+def decisive_settings(decoding):
     """The decoding settings that determine the outputs; those of sampling matter only when sampling."""
     sampling = ("temperature", "top_k", "top_p", "seed")
     beams = ("length_penalty",)
@@ -193,23 +200,24 @@ def relevant(decoding):
 
 
 def report_inputs(args, inputs):
-    distinct = f", {len(inputs.prompts):,} of them different" if len(inputs.prompts) < len(inputs.which) else ""
-    print(f"{args.dataset_path}: {inputs.records:,} training records, {len(inputs.which):,} examples{distinct}")
+    examples, prompts = len(inputs.prompt_numbers), len(inputs.prompts)
+    distinct = f", {prompts:,} of them different" if prompts < examples else ""
+    print(f"{args.dataset_path}: {inputs.records:,} training records, {examples:,} examples{distinct}")
     for why, count in inputs.cut.items():
         print(f"{count:,} inputs cut ({why})")
     sys.stdout.flush()
 
 
-def show(args, report, partial, decoding):
-    """Print the report."""
-    n = report.outputs
-    print(f"{n:,} outputs, {report.equal:,} ({report.equal / n:.1%}) equal to the gold text; "
-          f"{report.words / n:.1f} words each, the gold ones {report.gold_words / n:.1f}")  # fmt: skip
-    if report.empty:
-        print(f"{report.empty:,} outputs are empty or only white space: empty in the file, training will drop them")
+def print_statistics(args, statistics, partial, decoding):
+    """Print the statistics of the outputs."""
+    n = statistics.outputs
+    print(f"{n:,} outputs, {statistics.equal:,} ({statistics.equal / n:.1%}) equal to the gold text; "
+          f"{statistics.words / n:.1f} words each, the gold ones {statistics.gold_words / n:.1f}")  # fmt: skip
+    if statistics.empty:
+        print(f"{statistics.empty:,} outputs are empty or only white space: empty in the file, training will drop them")
     if partial.cut:
         print(f"{partial.cut:,} decoded texts reached --max_length {decoding.max_length} and may end in the middle")
-    for source, gold, text in report.samples:
+    for source, gold, text in statistics.samples:
         print(f"\ninput    {source}\ngold     {gold}\nteacher  {text}")
 
 
@@ -217,11 +225,11 @@ def next_command(args, task, options, teacher):
     """The command that trains a student on the output, in the teacher's own backbone if that has a name."""
     from versatile.training.runs import origin
 
-    beside = Path(args.output) == task.distilled_path(args.dataset_path)
+    is_default_output = Path(args.output) == task.distilled_path(args.dataset_path)
     named = teacher.info.mode == "adapter" and not teacher.info.save_backbone
     backbone = origin(args.model_checkpoint).get("backbone", teacher.config._name_or_path if named else "gpt2")
     width = task.published.get("adapter", {}).get("adapter_bottleneck", 64)
-    data = args.dataset_path if beside else args.output
+    data = args.dataset_path if is_default_output else args.output
     words = ["--task", task.typed_name(), "--dataset_path", data, "--distillation", "--model_checkpoint",
              backbone, "--adapter_bottleneck", str(width)]  # fmt: skip
     # Only train.py's own default may be left out.
@@ -229,7 +237,7 @@ def next_command(args, task, options, teacher):
     return shell_command("train.py", *words)
 
 
-def again(script, argv):
+def resume_command(script, argv):
     """The command that continues where this one stopped."""
     return shell_command(script, *(a for a in argv if a != "--restart"))
 
@@ -239,7 +247,7 @@ class Stopped(BaseException):
 
 
 @contextlib.contextmanager
-def stoppable(partial, command):
+def stop_on_signals(partial, command):
     """On SIGINT, SIGTERM or SIGHUP stop at once, print how to continue and exit with 128 + the signal's number."""
 
     def stop(number, frame):

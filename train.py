@@ -94,31 +94,31 @@ def train(args, typed_flags):
     from versatile.training import experiment
 
     args, run = experiment.open_run(parser(), args, typed_flags)
-    check(args, typed_flags)
+    check_flags(args, typed_flags)
     prepare_own_tasks(args, "--task")
     task = get_task(args.task)
-    path = complete(args, task)
-    dtype = experiment.begin(args, run)
+    path = fill_defaults(args, task)
+    dtype = experiment.check_before_loading(args, run)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = build(args, task)
+        model, tokenizer = build_model(args, task)
         experiment.warm_start(args, run, model, tokenizer)
         positions = max_length_of(model)
         limits = {task.name: args.limit}
         splits = experiment.load_splits(args, {task.name: task}, {task.name: path}, tokenizer, positions, limits)
         longest = int(splits["train"][task.name].lengths[: args.limit].max())
         objective = load_teacher(args, task, (model, tokenizer), dtype, longest)
-    experiment.say(adapting.parameter_summary(model))
+    experiment.print_once(adapting.parameter_summary(model))
     experiment.prepare_for_training(model, args, dtype)
     if run is None:
-        run = experiment.new_run(args, (task.name, mode(args)), method(args))
+        run = experiment.new_run(args, (task.name, run_name_part(args)), method_label(args))
     experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, objective=objective)
     experiment.end_run(args, run, "evaluate.py", "--task", task.name, "--no_sample", "--model_checkpoint",
                        run.directory, "--dataset_path", args.dataset_path,
                        "--output_dir", f"results/{run.directory.name}")  # fmt: skip
 
 
-def check(args, typed_flags):
+def check_flags(args, typed_flags):
     """Reject contradicting flags; `typed_flags` are those given by the user."""
     if args.method not in (None, BARE) and args.emb_only:
         raise UserError(f"trains no adapter, but --method {args.method} asks for one", location="--emb_only",
@@ -131,7 +131,7 @@ def check(args, typed_flags):
                         remedy="leave --adapter_bottleneck, --method and --emb_only out")  # fmt: skip
     if args.emb_only:
         args.adapter_bottleneck = 0
-    chosen = choose(args)
+    chosen = choose_method(args)
     method_flags.check_settings(args, [chosen["method"] if chosen else FULL])
     if args.teacher and not args.kd:
         args.kd = "word"
@@ -149,13 +149,13 @@ def check(args, typed_flags):
     args.distillation = args.distillation or args.kd in ("sentence", "both")
 
 
-def choose(args, task=None):
+def choose_method(args, task=None):
     """The adaptation method, as returned by `method_flags.choose_method`; the width defaults to the task's."""
     width = task and task.published.get("adapter", {}).get("adapter_bottleneck")
     return method_flags.choose_method(args, args.method, args.adapter_bottleneck, width)
 
 
-def complete(args, task):
+def fill_defaults(args, task):
     """Fill in flags not given; returns the file to train on."""
     fill_published(args, task)
     args.max_history = args.max_history or task.max_history
@@ -167,7 +167,7 @@ def complete(args, task):
 
 def fill_published(args, task):
     """Set flags not given to the task's published settings."""
-    settings = task.published.get("adapter" if choose(args) else "finetune", {})
+    settings = task.published.get("adapter" if choose_method(args) else "finetune", {})
     for name in PUBLISHED:
         if getattr(args, name) is None and name not in settings:
             raise UserError(f"no published setting of --{name} for task {task.name}", remedy=f"give --{name}")
@@ -175,11 +175,11 @@ def fill_published(args, task):
             setattr(args, name, settings[name])
 
 
-def build(args, task):
+def build_model(args, task):
     """(the model that the flags ask for, its tokenizer)"""
     from versatile.training import experiment
 
-    chosen = choose(args, task)
+    chosen = choose_method(args, task)
     model, tokenizer = experiment.load_model(args, {task.name: task}, chosen and {task.name: chosen})
     apply_ablations(args, model)
     return model, tokenizer
@@ -212,7 +212,7 @@ def load_teacher(args, task, student, dtype, longest):
                         expected="the same files", remedy="restore them, or start a new run")  # fmt: skip
     args.teacher_fingerprint = fingerprint
     try:
-        teacher, tokenizer = checkpoint.load(args.teacher, task.name, flag=f"--teacher {args.teacher}")
+        teacher, tokenizer = checkpoint.load_checkpoint(args.teacher, task.name, flag=f"--teacher {args.teacher}")
     except UserError as error:
         location = str(error.location).replace("--model_checkpoint", "--teacher")
         raise UserError(error.found, location=location, expected=error.expected, remedy=error.remedy) from error
@@ -221,11 +221,11 @@ def load_teacher(args, task, student, dtype, longest):
     return Distilled(teacher, temperature=args.kd_temperature, alpha=args.kd_alpha)
 
 
-def mode(args):
+def run_name_part(args):
     """What is trained, in one word, for the run's name."""
     if args.outputlayer_only:
         return "outputlayer"
-    chosen = choose(args)
+    chosen = choose_method(args)
     if chosen is None:
         return "finetune"
     if chosen["method"] in ("bottleneck", BARE):
@@ -233,10 +233,10 @@ def mode(args):
     return method_flags.name_of(chosen)
 
 
-def method(args):
+def method_label(args):
     """How the model is trained, for tables of results: "adapter+distillation"."""
-    chosen = choose(args)
-    name = chosen["method"] if chosen else mode(args)
+    chosen = choose_method(args)
+    name = chosen["method"] if chosen else run_name_part(args)
     names = [{"bottleneck": "adapter", BARE: "rows"}.get(name, name)]
     names += ["self-copy"] * args.self_copy + ["random-init"] * args.random_init
     names += ["word-distillation"] * bool(args.teacher) + ["distillation"] * args.distillation

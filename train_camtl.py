@@ -48,14 +48,14 @@ def main(argv=None):
 
         return print(where_to_get(args.data_dir, args.tasks))
     if not args.resume:
-        classification_flags.check(p, args)
+        classification_flags.check_flags(p, args)
     from versatile.utils.devices import parallel
 
     with parallel():
-        work(args, flags.typed_flags(parser, argv))
+        run_experiment(args, flags.typed_flags(parser, argv))
 
 
-def work(args, typed_flags):
+def run_experiment(args, typed_flags):
     import ignite.distributed as idist
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.training import experiment, runs
@@ -66,12 +66,12 @@ def work(args, typed_flags):
 
     args, run = open_run(args, typed_flags)
     prepare_own_tasks(args, labelled=True)
-    dtype = begin(args, run)
+    dtype = check_before_loading(args, run)
     experiment.prepare_push(args)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         need_files(args)
-        model, tokenizer = build(args)
+        model, tokenizer = build_model(args)
         need_files(args)
         splits = load_splits(args, tokenizer)
     if args.do_train:
@@ -79,15 +79,15 @@ def work(args, typed_flags):
     devices.prepare_for_device(model, idist.device(), dtype)
     if not args.do_train:
         step = runs.trained_steps(args.model_checkpoint)
-        return finish(args, args.output_dir, model, tokenizer, splits, dtype, step)
+        return evaluate_and_report(args, args.output_dir, model, tokenizer, splits, dtype, step)
     if run is None:
         chosen = classification_flags.choose_method(args)
-        run = experiment.new_run(args, ("glue", name_of(chosen) if chosen else args.form), method(args))
+        run = experiment.new_run(args, ("glue", name_of(chosen) if chosen else args.form), method_label(args))
     # A run killed at its very start may lack this file when it is resumed.
     if idist.get_rank() == 0 and not (run.directory / "parameters.json").exists():
         write_json(run.directory / "parameters.json", parameters)
     step, report = train(args, run, model, tokenizer, splits, dtype)
-    finish(args, run.directory, model, tokenizer, splits, dtype, step, report)
+    evaluate_and_report(args, run.directory, model, tokenizer, splits, dtype, step, report)
     data = ["--data_dir", args.data_dir] if args.data_dir else []
     experiment.end_run(args, run, "train_camtl.py", "--model_name_or_path", run.directory, *data,
                        "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip
@@ -103,11 +103,11 @@ def open_run(args, typed_flags):
     if run is not None:
         vars(args).update({flag: value for flag, value in free.items() if flag != "overwrite_output_dir"})
         # run.json was written by a run that had passed these checks.
-        classification_flags.check(parser(), args)
+        classification_flags.check_flags(parser(), args)
     return args, run
 
 
-def begin(args, run):
+def check_before_loading(args, run):
     """Check the flags and the machine before anything is loaded; returns the precision's dtype."""
     import ignite.distributed as idist
     from versatile.training import experiment
@@ -122,7 +122,7 @@ def begin(args, run):
     return experiment.check_machine(args)
 
 
-def build(args):
+def build_model(args):
     """The model that the flags specify, and its tokenizer.
 
     Fills in flags not given: `args.tasks`, `args.form`, `args.max_seq_length`.
@@ -139,7 +139,7 @@ def build(args):
     name, location = args.model_checkpoint, f"--model_name_or_path {args.model_checkpoint}"
     trained = is_trained(name)
     if trained:
-        model, tokenizer = bert.load(name)
+        model, tokenizer = bert.load_classifier(name)
         args.tasks = args.tasks or list(model.tasks)
         bert.check_method(model, classification_flags.choose_method(args) or args.method, location)
     else:
@@ -153,15 +153,15 @@ def build(args):
         args.tasks = args.tasks or list(classification_flags.TASKS)
         heads = {task: len(glue.get_task(task).labels or "1") for task in args.tasks}
         form = args.form or bert.PUBLISHED.get(name, (name, "base" if args.method == "conditional" else "plain"))[1]
-        model, tokenizer = bert.build(name, heads, form, args.max_seq_length or 128, args.seed,
-                                      classification_flags.choose_method(args))  # fmt: skip
+        model, tokenizer = bert.build_classifier(name, heads, form, args.max_seq_length or 128, args.seed,
+                                                 classification_flags.choose_method(args))  # fmt: skip
     for flag, own in (("form", model.form), ("max_seq_length", model.max_seq_length)):
         if getattr(args, flag) not in (None, own):
             raise UserError(f"the model's is {own}", location=f"--{flag} {getattr(args, flag)}",
                             remedy=f"leave --{flag} out, or start from a BERT")  # fmt: skip
         setattr(args, flag, own)
     check_heads(model, args.tasks, location)
-    model.aliases = glue.guests_of(model.tasks)
+    model.aliases = glue.tasks_sharing_heads(model.tasks)
     return model, tokenizer
 
 
@@ -178,20 +178,20 @@ def need_files(args):
     from versatile.data import glue_files
 
     tasks = args.tasks or ([] if is_trained(args.model_checkpoint) else classification_flags.TASKS)
-    glue_files.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * evaluates(args))
-    if args.do_predict and tasks and not any(testable(args, task) for task in tasks):
+    glue_files.need(args.data_dir, tasks, ["train"] * args.do_train + ["dev"] * is_evaluated(args))
+    if args.do_predict and tasks and not any(has_test_rows(args, task) for task in tasks):
         later = "leave --do_predict out, and predict later with the trained model; " if args.do_train else ""
         glue_files.need(args.data_dir, tasks, ["test"], later)
 
 
-def testable(args, task):
+def has_test_rows(args, task):
     """Whether a task's test file exists; tasks without one are trained and scored all the same."""
     from versatile.data import glue_files
 
     return not glue_files.missing(args.data_dir, [task], ["test"])
 
 
-def evaluates(args):
+def is_evaluated(args):
     """Whether the dev files are scored."""
     return args.do_eval or args.evaluate_during_training
 
@@ -200,17 +200,17 @@ def load_splits(args, tokenizer):
     """{split: {task: `EncodedSplit`}} for the splits that the flags require; prints row counts and truncations."""
     from versatile.data import glue_files
     from versatile.data.encoders import sentence_pair
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
 
-    wanted = dict(train=args.do_train, dev=evaluates(args), test=args.do_predict)
+    wanted = dict(train=args.do_train, dev=is_evaluated(args), test=args.do_predict)
     splits = {}
     for split in [split for split, asked in wanted.items() if asked]:
         names = list(args.tasks)
         if split != "train":
-            names += glue_files.guests_with_files(args.tasks, args.data_dir, split)
-        if split == "test" and (without := [name for name in names if not testable(args, name)]):
+            names += glue_files.head_sharing_tasks_with_files(args.tasks, args.data_dir, split)
+        if split == "test" and (without := [name for name in names if not has_test_rows(args, name)]):
             names = [name for name in names if name not in without]
-            say(f"no test.tsv of {', '.join(without)}: not predicted")
+            print_once(f"no test.tsv of {', '.join(without)}: not predicted")
         splits[split] = {}
         for name in names:
             loaded = sentence_pair.load_split(
@@ -219,13 +219,13 @@ def load_splits(args, tokenizer):
             )  # fmt: skip
             splits[split][name] = loaded
             kept, cut = loaded.report["kept"], sum(loaded.report["cut"].values())
-            say(f"{split} {name}: {counted(len(loaded), 'row')}"
-                + (f" of {kept:,}" if kept > len(loaded) else "")
-                + (f", {cut:,} cut to {args.max_seq_length} tokens" if cut else ""))  # fmt: skip
+            print_once(f"{split} {name}: {counted(len(loaded), 'row')}"
+                       + (f" of {kept:,}" if kept > len(loaded) else "")
+                       + (f", {cut:,} cut to {args.max_seq_length} tokens" if cut else ""))  # fmt: skip
     return splits
 
 
-def method(args):
+def method_label(args):
     """How the model is trained, for tables of results: "CA-MTL-base+uncertainty"."""
     from versatile.training.method_flags import name_of
 
@@ -241,7 +241,7 @@ def make_batches(args, model, tokenizer, splits, dtype):
     """Training batches, drawn by the sampler that the flags select."""
     import ignite.distributed as idist
     from versatile.data.pair_batches import CandidateBatches, PairBatches
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
     from versatile.training.uncertainty_sampling import UncertaintySampler
 
     ids = {task: model.task_id(task) for task in splits}
@@ -251,14 +251,14 @@ def make_batches(args, model, tokenizer, splits, dtype):
     percent = args.percent_of_max_data_size
     if args.use_mt_uncertainty:
         if args.uniform_mt_sampling:
-            say("--uniform_mt_sampling: no effect with --use_mt_uncertainty, which draws a batch of each task")
+            print_once("--uniform_mt_sampling: no effect with --use_mt_uncertainty, which draws a batch of each task")
         return CandidateBatches(*options, select=UncertaintySampler(model, dtype), percent=percent, **processes)
     if percent != 1 and not args.uniform_mt_sampling:
-        say("--percent_of_max_data_size: no effect without --use_mt_uncertainty or --uniform_mt_sampling")
+        print_once("--percent_of_max_data_size: no effect without --use_mt_uncertainty or --uniform_mt_sampling")
     return PairBatches(*options, uniform=percent if args.uniform_mt_sampling else None, **processes)
 
 
-def settings_of(args, batches, dtype):
+def trainer_settings(args, batches, dtype):
     """(`Settings`, warm-up steps), also for a fraction of an epoch and for --max_steps beyond the epochs."""
     from versatile.training.settings import Settings
 
@@ -295,11 +295,11 @@ def train(args, run, model, tokenizer, splits, dtype):
     from versatile.utils.files import write_json
 
     batches = make_batches(args, model, tokenizer, splits["train"], dtype)
-    settings, warmup = settings_of(args, batches, dtype)
+    settings, warmup = trainer_settings(args, batches, dtype)
     dev = splits.get("dev")
     evaluate = dev and classification.DevScores(model, dev, (args.valid_batch_size, batches.pad_id, dtype), args.select)
-    files = ModelFiles(lambda at: bert.save(model, tokenizer, at),
-                       lambda at: bert.load_weights(model, at))  # fmt: skip
+    files = ModelFiles(lambda folder: bert.save_classifier(model, tokenizer, folder),
+                       lambda folder: bert.load_weights(model, folder))  # fmt: skip
     run.bind(files, experiment.data_key(train=splits["train"], valid=dev),
              experiment.resume_command("train_camtl.py", run.directory), args.logging_dir,
              backbone=getattr(model, "backbone_fingerprint", None))  # fmt: skip
@@ -315,17 +315,17 @@ def train(args, run, model, tokenizer, splits, dtype):
     result |= experiment.run_training(trainer)
     report = evaluate.kept(trainer).get("tasks") if evaluate else None
     if report:
-        result["tasks"] = classification.as_tasks(report, method=method(args))
-    experiment.write_results(run, result, method(args), plots.task_scores_curve)
+        result["tasks"] = classification.as_tasks(report, method=method_label(args))
+    experiment.write_results(run, result, method_label(args), plots.task_scores_curve)
     if idist.get_rank() == 0:
         write_json(run.directory / "data_seen.json", result["history"]["seen"])
-        title = f"{method(args)}: {run.directory.name}"
+        title = f"{method_label(args)}: {run.directory.name}"
         plots.data_seen(run.directory / "data_seen.png", result["history"]["seen"], title)
     files.load(run.directory)
     return result["best_step"], report
 
 
-def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
+def evaluate_and_report(args, folder, model, tokenizer, splits, dtype, step, report=None):
     """Score the dev files and predict the test files with one model, and write the results.
 
     Args:
@@ -338,7 +338,7 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
     import ignite.distributed as idist
     from versatile.data import glue
     from versatile.training import classification
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
     from versatile.utils.files import writable_directory
 
     first, options = idist.get_rank() == 0, (args.valid_batch_size, tokenizer.pad_token_id, dtype)
@@ -353,20 +353,20 @@ def finish(args, folder, model, tokenizer, splits, dtype, step, report=None):
         if first:
             classification.write_predictions(folder, name, split, predictions, step)
     if "test" in splits:
-        say(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
+        print_once(f"predictions of {', '.join(splits['test'])} in {folder}; for the GLUE site: {folder}/submission/")
         if args.limit:
-            say(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would reject them")
+            print_once(f"--limit: they are cut to the first {args.limit:,} rows, and the GLUE site would reject them")
         every = (*classification_flags.TASKS, *glue.SHARED_HEADS)
         absent = [glue.TASKS[name].submission for name in every if name not in splits["test"]]
         if absent and set(classification_flags.TASKS) & set(splits["test"]):
-            say(f"the GLUE site requires all of its files; missing: {', '.join(absent)}")
+            print_once(f"the GLUE site requires all of its files; missing: {', '.join(absent)}")
 
 
 def _write_results(args, folder, model, report, step):
     from versatile.training import classification, runs
     from versatile.utils.files import write_json
 
-    print(f"\n{classification.table(report, step)}\n", flush=True)
+    print(f"\n{classification.format_report(report, step)}\n", flush=True)
     source = str(folder if args.do_train else args.model_checkpoint)
     classification.write_results(folder, report, step, checkpoint=source)
     print(f"scores in {folder}: eval_results.txt, eval_results.json", flush=True)

@@ -140,14 +140,14 @@ def main(argv=None):
         if args.output_dir and not args.model_dir_root:
             args.model_dir_root = str(Path(args.output_dir).parent)
         sequence.check_names(p, args)
-        check(p, args)
+        check_flags(p, args)
     from versatile.utils.devices import parallel
 
     with parallel():
         train(args, flags.typed_flags(parser, argv))
 
 
-def check(p, args):
+def check_flags(p, args):
     """Reject incompatible flags."""
     if args.unbound and args.distil:
         p.error("--unbound: its parts have no teachers; leave --distil out")
@@ -184,13 +184,14 @@ def train(args, typed_flags):
     if run is not None:
         # run.json was written by a run that had passed these checks; the number of processes is checked below.
         sequence.check_names(parser(), args)
-        check(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
+        check_flags(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
     tasks.sequence(args.tasks)
     args.output_dir = str(args.output_dir or sequence.directory(args))
-    dtype = experiment.begin(args, run)
+    dtype = experiment.check_before_loading(args, run)
     if args.dynamic_epochs and args.max_n_epochs == args.n_epochs:
-        experiment.say(f"warning: --dynamic_epochs changes nothing: no task may have more than --max_n_epochs "
-                       f"{args.max_n_epochs}, as many as --n_epochs; raise the one or lower the other")  # fmt: skip
+        experiment.print_once("warning: --dynamic_epochs changes nothing: no task may have more than --max_n_epochs "
+                              f"{args.max_n_epochs}, as many as --n_epochs; raise the one or lower the "
+                              "other")  # fmt: skip
     # Check everything that can be wrong before anything is trained.
     teachers = find_teachers(args)
     named = bool(teachers)
@@ -213,7 +214,7 @@ def train(args, typed_flags):
     if args.distil and not named:
         teachers |= {name: learning.train_teacher(args, name, dtype) for name in args.tasks if name not in teachers}
         teaching.check_teachers(lifelong_model, teachers, args)
-    experiment.say(adapting.parameter_summary(lifelong_model.model))
+    experiment.print_once(adapting.parameter_summary(lifelong_model.model))
     experiment.prepare_for_training(lifelong_model.model, args, dtype)
     if run is None:
         run = experiment.new_run(args, (), args.seq_train_type)
@@ -270,7 +271,7 @@ def distilled_texts(args, teachers, dtype):
     """
     from versatile.data import question_tasks as tasks
     from versatile.lifelong import learning
-    from versatile.lifelong.teachers import distilled
+    from versatile.lifelong.teachers import write_teacher_texts
 
     if not (args.seq_distil and (teachers or args.train_teachers)):
         return {}
@@ -283,23 +284,19 @@ def distilled_texts(args, teachers, dtype):
                 raise
             if task.name not in teachers:
                 teachers[task.name] = learning.train_teacher(args, task.name, dtype)
-            files[task.name] = distilled(args, task, teachers[task.name], dtype)
+            files[task.name] = write_teacher_texts(args, task, teachers[task.name], dtype)
     return files
 
 
 def check_skipped(args, run):
     """Check that the tasks named by --skip_tasks are finished."""
-    finished = sequence.Progress(run.directory, processes()).finished
+    import ignite.distributed as idist
+
+    finished = sequence.SequenceProgress(run.directory, idist.get_world_size()).finished
     if missing := [task for task in args.skip_tasks or [] if task not in finished]:
         raise UserError(f"{missing[0]} has not been trained yet", location="--skip_tasks",
                         expected="tasks of this sequence that are done: " + (", ".join(finished) or "none"),
                         remedy="leave the flag out: finished tasks are skipped automatically")  # fmt: skip
-
-
-def processes():
-    import ignite.distributed as idist
-
-    return idist.get_world_size()
 
 
 if __name__ == "__main__":

@@ -38,33 +38,33 @@ def main(argv=None):
 
     arguments = text_to_text_arguments.parse(parser, argv)
     with devices.parallel():
-        text_to_text_arguments.begin(arguments)
-        work(arguments)
+        text_to_text_arguments.check_before_loading(arguments)
+        run_experiment(arguments)
 
 
-def work(arguments):
+def run_experiment(arguments):
     import ignite.distributed as idist
     from versatile.adapters import t5
     from versatile.training import text_to_text_evaluation
-    from versatile.training.experiment import prepare_push, say
+    from versatile.training.experiment import prepare_push, print_once
     from versatile.training.text_to_text_training import check_directory
 
     check_directory(arguments, "train_t5.py")
     prepare_push(arguments)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = build(arguments)
-        splits = read(arguments, tokenizer, model)
-    say(t5.parameter_summary(model))
+        model, tokenizer = build_model(arguments)
+        splits = read_splits(arguments, tokenizer, model)
+    print_once(t5.parameter_summary(model))
     if evaluation := build_evaluation(arguments, model, tokenizer, splits.get("validation")):
         text_to_text_evaluation.check_best_metric(arguments, evaluation)
-    drawn = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
+    train_batches = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
     run = open_run(arguments, model, tokenizer)
-    trained = train(arguments, run, model, tokenizer, splits, drawn, evaluation) if arguments.do_train else {}
-    finish(arguments, run, model, tokenizer, splits, trained)
+    trained = train(arguments, run, model, tokenizer, splits, train_batches, evaluation) if arguments.do_train else {}
+    evaluate_and_report(arguments, run, model, tokenizer, splits, trained)
 
 
-def settings_of(arguments):
+def t5_settings(arguments):
     """`adapters.t5.T5Settings` of the arguments."""
     from versatile.adapters import t5
     from versatile.adapters.methods.registry import method_of
@@ -97,17 +97,17 @@ def embedding_size(directory, names):
     return int(read_embedding(files[0]).size) if files else None
 
 
-def build(arguments):
+def build_model(arguments):
     """(the model with its additions, its tokenizer)."""
     from transformers import set_seed
     from versatile.adapters import t5
     from versatile.adapters.manifest import peek
-    from versatile.training.text_to_text_training import load_backbone
+    from versatile.training.text_to_text_training import load_t5_backbone
 
     name = arguments.model_name_or_path
     trained = name and peek(name)
     if not arguments.do_train and trained and trained.encoder == "text_to_text":
-        model, tokenizer = t5.load(name)
+        model, tokenizer = t5.load_t5(name)
         missing = [task for task in arguments.tasks if task not in model.tasks]
         if missing:
             raise UserError(f"the model was not trained for {', '.join(missing)}", location=arguments.location("tasks"),
@@ -117,9 +117,9 @@ def build(arguments):
         raise UserError("this is a trained model, not a bare T5", location=f"--model_name_or_path {name}",
                         remedy=f"to resume it: {shell_words('--resume', name)}; to train from scratch: "
                                "name its backbone")  # fmt: skip
-    model, tokenizer = load_backbone(arguments)
+    model, tokenizer = load_t5_backbone(arguments)
     set_seed(arguments.seed)
-    t5.attach(model, arguments.tasks, settings_of(arguments))
+    t5.attach(model, arguments.tasks, t5_settings(arguments))
     if arguments.do_train and not any(p.requires_grad for p in model.parameters()):
         flags = [name for name in vars(arguments) if name.startswith("freeze") and getattr(arguments, name)]
         flags += ["train_adapters_blocks"] * (not arguments.train_adapters_blocks)
@@ -128,13 +128,13 @@ def build(arguments):
     return model, tokenizer
 
 
-def read(arguments, tokenizer, model):
+def read_splits(arguments, tokenizer, model):
     """{"train" | "validation" | "test": {task: `text_to_text_evaluation.TextSplit`}} for the requested splits."""
     from versatile.training import text_to_text_evaluation
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
 
     common = dict(seed=arguments.data_seed, held_out=arguments.split_validation_test,
-                  prefix=not arguments.train_adapters, say=say)  # fmt: skip
+                  prefix=not arguments.train_adapters, print_line=print_once)  # fmt: skip
     splits, tested = {}, arguments.eval_tasks or arguments.tasks
     ids = {name: model.task_id(name) if name in model.tasks else 0 for name in [*arguments.tasks, *tested]}
     check_test_rows(arguments, tested)
@@ -173,10 +173,10 @@ def build_evaluation(arguments, model, tokenizer, splits):
     """`text_to_text_evaluation.Evaluation` of a split's tasks, distributed over the processes; None without tasks."""
     from transformers.utils import is_torch_xla_available
     from versatile.training.text_to_text_evaluation import Evaluation
-    from versatile.training.text_to_text_training import of_training
+    from versatile.training.text_to_text_training import training_text_model
 
     lengths = (arguments.max_source_length, arguments.val_max_target_length) if is_torch_xla_available() else None
-    text_model = of_training(arguments, model, tokenizer, lengths)
+    text_model = training_text_model(arguments, model, tokenizer, lengths)
     return Evaluation(text_model, splits, arguments.predict_with_generate) if splits else None
 
 
@@ -192,7 +192,7 @@ def open_run(arguments, model, tokenizer):
         if idist.get_rank() == 0 and not arguments.resume:
             tokenizer.save_pretrained(shape)
             model.config.save_pretrained(shape)
-        # Adapters refer to their backbone: `t5.load_backbone` draws the same random weights for this configuration.
+        # Adapters refer to their backbone: `t5.load_t5_of_name` draws the same random weights for this configuration.
         model.config._name_or_path = str(shape.resolve())
     return run
 
@@ -205,7 +205,7 @@ def make_batches(arguments, model, tokenizer, splits):
     from transformers.utils import is_torch_xla_available
     from versatile.data.task_sampler import MultiTaskBatchSampler
     from versatile.data.text_to_text_batches import Collator, SampledBatches
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
 
     rows = {name: part.rows for name, part in splits["train"].items()}
     sizes = {name: len(own) for name, own in rows.items()}
@@ -214,7 +214,7 @@ def make_batches(arguments, model, tokenizer, splits):
         replicas=idist.get_world_size(), seed=arguments.data_seed,
     )  # fmt: skip
     shares = zip(sizes, sampler.probabilities().tolist())
-    say("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
+    print_once("tasks are drawn: " + ", ".join(f"{name} {100 * p:.1f} %" for name, p in shares))
     fixed = (arguments.max_source_length, arguments.max_target_length) if is_torch_xla_available() else None
     collate = Collator(tokenizer.pad_token_id, model.config.decoder_start_token_id,
                        ignore_pad=arguments.ignore_pad_token_for_loss, lengths=fixed)  # fmt: skip
@@ -228,11 +228,11 @@ def make_batches(arguments, model, tokenizer, splits):
                           splits=model.tasks if unused else ())  # fmt: skip
 
 
-def train(arguments, run, model, tokenizer, splits, drawn, evaluation):
+def train(arguments, run, model, tokenizer, splits, train_batches, evaluation):
     """Train; the model is left with the weights that are kept.
 
     Args:
-        drawn: as returned by `make_batches`.
+        train_batches: as returned by `make_batches`.
         evaluation: as returned by `build_evaluation`.
 
     Returns:
@@ -247,22 +247,24 @@ def train(arguments, run, model, tokenizer, splits, drawn, evaluation):
     from versatile.training.text_to_text_training import build_trainer
     from versatile.utils.devices import precision
 
-    files = ModelFiles(lambda at: t5.save(model, tokenizer, at), lambda at: t5.load_weights(model, at))
+    files = ModelFiles(lambda folder: t5.save_t5(model, tokenizer, folder),
+                       lambda folder: t5.load_weights(model, folder))  # fmt: skip
     key = experiment.data_key(train=splits["train"], valid=splits.get("validation"))
     command = experiment.resume_command("train_t5.py", run.directory)
     run.bind(files, key, command, backbone=model.backbone_fingerprint)
     dtype = precision(arguments, idist.device())
     if dtype != torch.float32:
         halve_frozen(model, dtype)
-    result = experiment.run_training(build_trainer(arguments, run, model, drawn, evaluation))
+    result = experiment.run_training(build_trainer(arguments, run, model, train_batches, evaluation))
     # The run directory holds the kept model; a run resumed at its end has another one in memory.
     files.load(run.directory)
-    return result | dict(coverage=report_coverage(arguments, drawn.sampler, result["steps"], list(splits["train"])))
+    coverage = report_coverage(arguments, train_batches.sampler, result["steps"], list(splits["train"]))
+    return result | dict(coverage=coverage)
 
 
 def report_coverage(args, sampler, steps, names):
     """How much of every task was seen; also printed."""
-    from versatile.training.experiment import say
+    from versatile.training.experiment import print_once
 
     per_epoch = len(sampler)
     epoch_steps = -(-per_epoch // args.gradient_accumulation_steps)
@@ -270,12 +272,12 @@ def report_coverage(args, sampler, steps, names):
     drawn = epochs * per_epoch + min(rest * args.gradient_accumulation_steps, per_epoch)
     coverage = sampler.coverage(drawn, names)
     for row in coverage:
-        say(f"seen of {row['task']}: {row['distinct']:,} of {row['size']:,} examples, {row['drawn']:,} drawn, "
-            f"in {100 * row['batch_share']:.0f} % of the batches")  # fmt: skip
+        print_once(f"seen of {row['task']}: {row['distinct']:,} of {row['size']:,} examples, {row['drawn']:,} drawn, "
+                   f"in {100 * row['batch_share']:.0f} % of the batches")  # fmt: skip
     return coverage
 
 
-def finish(arguments, run, model, tokenizer, splits, trained):
+def evaluate_and_report(arguments, run, model, tokenizer, splits, trained):
     """Evaluate the best model and write all results of a finished run.
 
     Args:
@@ -319,7 +321,7 @@ def finish(arguments, run, model, tokenizer, splits, trained):
         write_json(folder / "arguments_results.json", arguments.flags())
     if idist.get_world_size() > 1:
         idist.barrier()
-    experiment.say(f"{'model and results' if trained else 'results'} in {run.directory}")
+    experiment.print_once(f"{'model and results' if trained else 'results'} in {run.directory}")
     following = ("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory)
     experiment.end_run(arguments, run, *(following if trained else ()))
 

@@ -119,22 +119,22 @@ def train(args, typed_flags):
     args.lr = args.lr or RATES[args.unfreeze_backbone or methods is None]
     paths = data_files(args, tasks)
     temperature = check_sampling(args, typed_flags)
-    dtype = experiment.begin(args, run)
+    dtype = experiment.check_before_loading(args, run)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         model, tokenizer = experiment.load_model(args, tasks, methods, freeze=not args.unfreeze_backbone)
         experiment.warm_start(args, run, model, tokenizer)
         positions = max_length_of(model)
         splits = experiment.load_splits(args, tasks, paths, tokenizer, positions, limits)
-    experiment.say(adapting.parameter_summary(model))
+    experiment.print_once(adapting.parameter_summary(model))
     experiment.prepare_for_training(model, args, dtype)
     if run is None:
         run = experiment.new_run(args, ("vlm", *args.tasks), "multi-task")
     result = experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, temperature=temperature,
                             separate=adapting.are_separate(model), script="train_vlm.py")  # fmt: skip
     for name, best in result.get("tasks", {}).items():
-        experiment.say(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
-                       f" after step {best['best_step']}")  # fmt: skip
+        experiment.print_once(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
+                              f" after step {best['best_step']}")  # fmt: skip
     data = [f"{name}={path}" for name, path in paths.items()]
     experiment.end_run(args, run, "evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint",
                        run.directory, "--data", *data, "--output_dir", f"results/{run.directory.name}")  # fmt: skip
@@ -151,7 +151,8 @@ def with_data(args):
             task.data_path(args.data.get(name), name in args.distillation)
             names.append(name)
         except UserError:
-            experiment.say(f"{name}: left out, there is no {task.dataset_path} (name its data: --data {name}=FILE)")
+            experiment.print_once(f"{name}: left out, there is no {task.dataset_path} (name its data: "
+                                  f"--data {name}=FILE)")  # fmt: skip
     if not names:
         raise UserError("no task has data", location="--data", expected="TASK=FILE …",
                         remedy="try --data nlg=data/samples/nlg.json mt=data/samples/mt.json")  # fmt: skip

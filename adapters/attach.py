@@ -14,8 +14,7 @@ from versatile.adapters import masks  # noqa: F401  (masks are not read on a GPU
 from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import refuse_training
 from versatile.adapters.labels import LabelScores, label_positions
-from versatile.adapters.methods.base import are_separate  # noqa: F401  (part of this interface)
-from versatile.adapters.methods.base import parameters_of_tasks as owners  # noqa: F401
+from versatile.adapters.methods.base import are_separate, parameters_of_tasks  # noqa: F401  (part of this interface)
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.preallocated_cache import mask_for
 from versatile.adapters.routing import TaskRouter
@@ -131,7 +130,7 @@ class TaskConditioned(WithMethods):
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, token_type_ids)
         ids = self.router.route(task_ids, inputs_embeds.shape[0])
-        given = dict(
+        model_inputs = dict(
             inputs_embeds=inputs_embeds,
             attention_mask=mask_for(past_key_values, on_device(attention_mask, inputs_embeds.device), inputs_embeds),
             position_ids=on_device(position_ids, inputs_embeds.device),
@@ -140,8 +139,8 @@ class TaskConditioned(WithMethods):
             **kwargs,
         )
         if labels is None:
-            return self.all_scores(given, logits_to_keep)
-        return self.label_scores(self.base_model(**given)[0], labels, ids)
+            return self.all_scores(model_inputs, logits_to_keep)
+        return self.label_scores(self.base_model(**model_inputs)[0], labels, ids)
 
     def input_states(self, input_ids, attention_mask, task_ids=None):
         """Last hidden states [rows, length, width] of the input, which is padded on the right."""
@@ -153,7 +152,7 @@ class TaskConditioned(WithMethods):
     def embed(self, ids, types=None):
         """Embeddings [rows, length, width] of tokens and their types."""
         embed = self.get_input_embeddings()
-        ids, types = (on_device(each, embed.weight.device) for each in (ids, types))
+        ids, types = (on_device(tensor, embed.weight.device) for tensor in (ids, types))
         return embed(ids) if types is None else embed(ids) + embed(types)
 
     def scores_along(self, input_ids, token_type_ids, prompt_length, task_ids=None):
@@ -164,10 +163,10 @@ class TaskConditioned(WithMethods):
         """Left-padded prompts, a dict of tensors -> (arguments for `generate`, number of ids before its output)."""
         return batch, batch["input_ids"].shape[1]
 
-    def all_scores(self, given, logits_to_keep=0):
-        """The backbone's own output for the arguments `given`, with scores at the last `logits_to_keep` positions
-        (0: all)."""
-        return super().forward(logits_to_keep=logits_to_keep, **given)
+    def all_scores(self, model_inputs, logits_to_keep=0):
+        """The backbone's own output for the arguments `model_inputs`, with scores at the last `logits_to_keep`
+        positions (0: all)."""
+        return super().forward(logits_to_keep=logits_to_keep, **model_inputs)
 
     def label_scores(self, hidden, labels, ids):
         """Scores at labelled positions only.
@@ -180,7 +179,7 @@ class TaskConditioned(WithMethods):
         Returns:
             `LabelScores`
         """
-        rows, at, targets = (on_device(each, hidden.device) for each in label_positions(labels))
+        rows, at, targets = (on_device(tensor, hidden.device) for tensor in label_positions(labels))
         picked = hidden.reshape(-1, hidden.shape[-1]).index_select(0, rows * labels.shape[1] + at)
         head = self.get_output_embeddings()
         if self.info.mask_other_tasks and len(self.info.markers) > 1 and self.info.mode == "adapter":
@@ -189,8 +188,8 @@ class TaskConditioned(WithMethods):
 
     def _foreign_columns(self, ids, device):
         """[rows, added tokens], true where an added token belongs to a task other than the row's."""
-        held = self.get_output_embeddings().rows
-        columns = [None] * len(held.spare) + [t for t, rows in held.tasks.items() for _ in rows]
+        embedding = self.get_output_embeddings().rows
+        columns = [None] * len(embedding.spare) + [t for t, rows in embedding.tasks.items() for _ in rows]
         of_task = {i: [c is not None and (i < 0 or c != self.info.tasks[i]) for c in columns] for i in set(ids)}
         return torch.tensor([of_task[i] for i in ids], device=device)
 
@@ -207,8 +206,8 @@ class TaskConditioned(WithMethods):
 
     def gradient_checkpointing(self):
         """Recompute the blocks' activations in the backward pass instead of keeping them."""
-        how = dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)
-        self.gradient_checkpointing_enable(gradient_checkpointing_kwargs=how)
+        checkpointing = dict(use_reentrant=False, context_fn=self.router.checkpoint_contexts)
+        self.gradient_checkpointing_enable(gradient_checkpointing_kwargs=checkpointing)
 
 
 def on_device(tensor, device):

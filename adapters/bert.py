@@ -1,8 +1,8 @@
 """One BERT for many tasks: CA-MTL's conditional forms, and plain multi-task BERT.
 
-`build` takes any BERT that transformers can load and inserts the modules of adapters/methods/conditional.py; `save`
-and `load` write and read the result. A batch may mix tasks: `task_ids` gives each row's task as its index in
-`model.tasks`.
+`build_classifier` takes any BERT that transformers can load and inserts the modules of adapters/methods/conditional.py;
+`save_classifier` and `load_classifier` write and read the result. A batch may mix tasks: `task_ids` gives each row's
+task as its index in `model.tasks`.
 
 A saved directory holds
 
@@ -40,13 +40,13 @@ from versatile.utils.errors import UserError, first_line
 PUBLISHED = {"CA-MTL-base": ("bert-base-cased", "base"), "CA-MTL-large": ("bert-large-cased", "large")}
 
 
-def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42, method=None):
+def build_classifier(name_or_dir, tasks, form=None, max_seq_length=128, seed=42, method=None):
     """A multi-task classifier built on a BERT.
 
     Args:
         name_or_dir: a bundled name (`minilm`, `tiny-bert`), a BERT's directory or hub name, a published name
-            (`CA-MTL-base`, `CA-MTL-large`), or a directory written by `save` or the original code, whose model is then
-            loaded.
+            (`CA-MTL-base`, `CA-MTL-large`), or a directory written by `save_classifier` or the original code, whose
+            model is then loaded.
         tasks: {task: number of labels, 1 for a regression}; the order gives the ids.
         form: "base" (half the layers conditional, a fresh top layer; needs an even number of layers), "large" (a
             bottleneck next to each layer) or "plain" (BERT and heads). None: that of the saved model or published name,
@@ -70,7 +70,7 @@ def build(name_or_dir, tasks, form=None, max_seq_length=128, seed=42, method=Non
     if published:
         location += f" ({name})"
     if (saved := manifests.peek(name)) and saved.encoder == "sentence_pair":
-        model, tokenizer = load(name)
+        model, tokenizer = load_classifier(name)
         _check_same(model, tasks, form, max_seq_length, location)
         check_method(model, method, location)
         return model, tokenizer
@@ -160,7 +160,7 @@ def _listed(tasks):
     return ", ".join(f"{name} ({labels})" for name, labels in tasks.items())
 
 
-def save(model, tokenizer, directory):
+def save_classifier(model, tokenizer, directory):
     """Write a model to a directory; each file is whole or absent, and the config is written last."""
     # A list, as the order determines task ids.
     tasks = [dict(name=name, labels=labels) for name, labels in model.tasks.items()]
@@ -186,8 +186,8 @@ def saved_parameters(model):
     return keyed_added_parameters(model) if model.mode == "adapter" else keyed_parameters(model)
 
 
-def load(directory):
-    """(`TaskClassifier` in eval mode, its tokenizer) as `save` wrote them.
+def load_classifier(directory):
+    """(`TaskClassifier` in eval mode, its tokenizer) as `save_classifier` wrote them.
 
     Raises:
         UserError: no such model, or a damaged file.
@@ -259,7 +259,7 @@ def _load_adapters(path, manifest, tasks):
 
 
 def load_weights(model, directory):
-    """Load weights that `save` wrote for the same model."""
+    """Load weights that `save_classifier` wrote for the same model."""
     path = Path(directory) / weights_file(model)
     copy_tensors(read_safetensors(path), saved_parameters(model), path)
 

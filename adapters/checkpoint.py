@@ -45,14 +45,14 @@ from versatile.adapters.tensors import (
     check_fit,
     copy_tensors,
     read_safetensors,
-    same_keys,
+    require_same_keys,
     write_tensors,
 )  # fmt: skip
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
 
 
-def save(model, tokenizer, directory, state=None):
+def save_checkpoint(model, tokenizer, directory, state=None):
     """Write an attached model to a directory; each file is whole or absent.
 
     Args:
@@ -83,13 +83,13 @@ def write_model(directory, tokenizer, file, state, **manifest):
     Args:
         file: name of the weights file.
         state: {key: tensor} to write to it.
-        manifest: arguments of `manifest.new`, except the checksum.
+        manifest: arguments of `manifest.make_manifest`, except the checksum.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     checksum = write_tensors(directory / file, state)
     tokenizer.save_pretrained(directory)
-    manifests.write(directory, manifests.new(checksum=checksum, **manifest))
+    manifests.write_manifest(directory, manifests.make_manifest(checksum=checksum, **manifest))
 
 
 def save_whole(model, tokenizer, directory, state, config, manifest=None):
@@ -98,12 +98,13 @@ def save_whole(model, tokenizer, directory, state, config, manifest=None):
     Args:
         state: {name: tensor}, each tensor once.
         config: its config.
-        manifest: for a fully fine-tuned model, arguments of `manifest.new`; the manifest becomes part of config.json.
+        manifest: for a fully fine-tuned model, arguments of `manifest.make_manifest`; the manifest becomes part of
+            config.json.
     """
     directory.mkdir(parents=True, exist_ok=True)
     checksum = write_tensors(directory / MODEL_WEIGHTS, state)
     if manifest:
-        config.versatile = manifests.new(checksum=checksum, **backbone_name(model), **manifest)
+        config.versatile = manifests.make_manifest(checksum=checksum, **backbone_name(model), **manifest)
     config.architectures = [type(model).__name__]
     for name, part in (("generation_config.json", model.generation_config), ("config.json", config)):
         with atomic_write(directory / name) as file:
@@ -197,14 +198,14 @@ def owners_of_keys(model):
 
 
 def load_weights(model, directory):
-    """Load weights that `save` wrote for the same model into an attached model."""
+    """Load weights that `save_checkpoint` wrote for the same model into an attached model."""
     directory = Path(directory)
     if model.info.mode == "full":
         state = read_safetensors(directory / MODEL_WEIGHTS)
         added = keyed_added_parameters(model)
         missing, unexpected = model.load_state_dict({k: t for k, t in state.items() if k not in added}, strict=False)
         missing = {name for name in missing if not is_added(name)} | (set(added) - set(state))
-        same_keys(missing - _tied(model), set(unexpected), directory)
+        require_same_keys(missing - _tied(model), set(unexpected), directory)
         copy_tensors({key: state[key] for key in added}, added, directory)
         return
     adapters = read_safetensors(directory / ADAPTER_WEIGHTS)
@@ -221,7 +222,7 @@ def set_adapter_state(model, state, location):
     copy_tensors(state, adapter_parameters(model), location)
 
 
-def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
+def load_checkpoint(directory, task=None, pointer=False, flag=None, allow_idle=False):
     """A trained model and its tokenizer, ready to evaluate.
 
     Args:
@@ -254,7 +255,7 @@ def load(directory, task=None, pointer=False, flag=None, allow_idle=False):
     if manifest.released:
         from versatile.adapters.imports import vlm
 
-        model, tokenizer = vlm.load(directory, task, pointer)
+        model, tokenizer = vlm.load_released(directory, task, pointer)
     elif manifest.mode == "full":
         model, tokenizer = _load_full(manifest, directory)
     else:
@@ -281,9 +282,9 @@ def load_onto(model, tokenizer, directory):
         the names of the tasks added.
 
     Raises:
-        UserError: as in `load`, or a task the model already holds, a marker that is already a token, or a directory or
-            model of another kind (fully fine-tuned, with self-copy, loaded from a released checkpoint). The model is
-            then unchanged.
+        UserError: as in `load_checkpoint`, or a task the model already holds, a marker that is already a token, or a
+            directory or model of another kind (fully fine-tuned, with self-copy, loaded from a released checkpoint).
+            The model is then unchanged.
     """
     path = Path(directory)
     config = read_adapter_config(path)
@@ -399,7 +400,7 @@ def _load_adapter(manifest, directory, allow_idle):
             f"the backbone's tokenizer has {model.info.first} tokens", location=path / CONFIG,
             expected=f"{config['first']}, as when the adapter was trained",
         )  # fmt: skip
-    _remember(model, manifest)
+    _copy_task_info(model, manifest)
     set_adapter_state(model, state, path / ADAPTER_WEIGHTS)
     for task, method in {} if allow_idle else methods.items():
         model.added[method["method"]].refuse_idle(task, path / ADAPTER_WEIGHTS)
@@ -407,7 +408,7 @@ def _load_adapter(manifest, directory, allow_idle):
     return model, tokenizer
 
 
-def _remember(model, manifest):
+def _copy_task_info(model, manifest):
     """Copy a manifest's information about the tasks, other than weights, to a model."""
     model.info.encoder = manifest.encoder
     model.info.histories, model.info.definitions = dict(manifest.histories), dict(manifest.definitions)
@@ -417,8 +418,8 @@ def _backbone_of(path, config):
     """The backbone named in adapter_config.json, verified by its fingerprint."""
     seed = config.get("random_init_seed")
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
-    model, tokenizer = backbones.load(str(path / BACKBONE) if name == BACKBONE else name, seed, location,
-                                      config.get("quantization"))  # fmt: skip
+    model, tokenizer = backbones.load_backbone(str(path / BACKBONE) if name == BACKBONE else name, seed, location,
+                                               config.get("quantization"))  # fmt: skip
     check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
     return model, tokenizer
 
@@ -449,7 +450,7 @@ def check_fingerprint(fingerprint, config, name, location):
 def _load_full(manifest, directory):
     config, location = manifest.config, f"--model_checkpoint {directory}"
     schemas.check_tasks(config, location)
-    model, tokenizer = backbones.load(directory)
+    model, tokenizer = backbones.load_backbone(directory)
     vocabulary = tokenizer.get_vocab()
     markers = [m for task in config["tasks"] for m in task["markers"]]
     if unknown := next((m for m in markers if not vocabulary.get(m, -1) >= config["first"]), None):
@@ -464,7 +465,7 @@ def _load_full(manifest, directory):
         gate = {key: tensor for key, tensor in read_safetensors(path).items() if key.startswith("p_gen_linear.")}
         self_copy.add(model)
         copy_tensors(gate, keyed_added_parameters(model), path)
-    _remember(model, manifest)
+    _copy_task_info(model, manifest)
     check_checksum(path, config.get("checksum"))
     return model, tokenizer
 
@@ -477,3 +478,7 @@ def adapter_parameters(model):
     """{file key: parameter} of everything an adapter model adds to its backbone."""
     rows = model.get_input_embeddings().rows
     return keyed_added_parameters(model) | ({"spare_rows": rows.spare} if rows.spare_scores else {})
+
+
+# The name in README.md files that older versions wrote into run directories.
+load = load_checkpoint

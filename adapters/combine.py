@@ -29,7 +29,7 @@ from versatile.utils.errors import UserError
 
 # Tolerance for a combined model's scores relative to the largest (`compare_scores`), as rounding errors scale with the
 # scores. On a CPU the difference is 0; other kernels may round differently.
-LARGEST_SHARE = 1e-4
+SCORE_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -89,7 +89,7 @@ def open_source(directory, tasks=None):
         backbones.read_config(path, flag)
         raise _not_adapters(flag, "fully fine-tuned model" if source else "bare backbone")
     try:
-        model, tokenizer = checkpoint.load(path, tasks and tasks[0], flag=flag)
+        model, tokenizer = checkpoint.load_checkpoint(path, tasks and tasks[0], flag=flag)
     except UserError as error:
         if not str(error.location).startswith("--") or error.location == flag:
             raise
@@ -147,7 +147,7 @@ def _not_adapters(flag, what):
                      remedy="train one: train.py --adapter_bottleneck N")  # fmt: skip
 
 
-def read(directory, tasks=None):
+def read_sources(directory, tasks=None):
     """The `Source` of each task; arguments and errors as in `open_source`. The model itself is not kept in memory."""
     model, tokenizer = open_source(directory, tasks)
     info, state, owners = model.info, checkpoint.adapter_state(model), checkpoint.owners_of_keys(model)
@@ -191,7 +191,7 @@ def tokenizer_hash(tokenizer, first):
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check(sources):
+def check_sources(sources):
     """Check that sources can be combined.
 
     Raises:
@@ -235,11 +235,11 @@ def _check_self_copy(sources):
                         expected="all tasks of this checkpoint, or none", remedy=f"add {left_out[0]}=…")  # fmt: skip
 
 
-def build(sources):
+def build_combined_model(sources):
     """One model that holds the sources' tasks, whose order gives the task ids.
 
     Args:
-        sources: as returned by `read`, checked.
+        sources: as returned by `read_sources`, checked.
 
     Returns:
         (model in eval mode, tokenizer)
@@ -272,7 +272,7 @@ def _bare(source):
     if not model.info.save_backbone:
         name, seed, bits = model.config._name_or_path, model.random_init_seed, getattr(model, "quantization", None)
         del model
-        return backbones.load(name, seed, quantization=bits)
+        return backbones.load_backbone(name, seed, quantization=bits)
     config = copy.deepcopy(model.config)
     config.vocab_size = len(model.get_input_embeddings().weight)
     kind = next(c for c in type(model).__mro__ if hasattr(c, "from_pretrained") and not issubclass(c, TaskConditioned))
@@ -284,7 +284,7 @@ def _bare(source):
     return bare.eval(), model.bare_tokenizer
 
 
-def same_backbone(model, source, flag):
+def require_same_backbone(model, source, flag):
     """Raise a `UserError` unless two attached models' backbones are equal in every value, not just in fingerprint."""
     ours, theirs = checkpoint.backbone_state(model), checkpoint.backbone_state(source)
     for name, tensor in theirs.items():

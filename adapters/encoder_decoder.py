@@ -88,12 +88,12 @@ class EncoderDecoderConditioned(TaskConditioned):
 
     def target_states(self, input_ids, token_type_ids, attention_mask, labels, task_ids):
         """Whole rows -> (the decoder's last hidden states, labels aligned with them, the rows' task ids)."""
-        given, target, labels = self.divide(input_ids, token_type_ids, attention_mask, labels)
-        encoded = self.encode(*given, task_ids)
+        encoder_inputs, target, labels = self.divide(input_ids, token_type_ids, attention_mask, labels)
+        encoded = self.encode(*encoder_inputs, task_ids)
         hidden = self.get_decoder()(
             inputs_embeds=self.embed(*target),
             encoder_hidden_states=encoded.last_hidden_state,
-            encoder_attention_mask=on_device(given[2], encoded.last_hidden_state.device),
+            encoder_attention_mask=on_device(encoder_inputs[2], encoded.last_hidden_state.device),
             use_cache=False,
         )[0]
         return hidden, labels, self.router.route(task_ids, len(input_ids))
@@ -119,7 +119,7 @@ class EncoderDecoderConditioned(TaskConditioned):
         ids = _taken(input_ids, columns).masked_fill(columns > ends, self.config.pad_token_id)
         ids = ids.masked_fill(columns == ends, self.end_id)
         types = None if token_type_ids is None else _taken(token_type_ids, columns)
-        given = ids, types, (columns <= ends).to(lengths.dtype)
+        encoder_inputs = ids, types, (columns <= ends).to(lengths.dtype)
         # The start token, the target's marker (the last token of the prompt), and the target.
         columns = torch.arange(round_up(target + 2), device=input_ids.device)[None]
         at = (ends - 1 + columns).clamp(min=0)
@@ -127,8 +127,8 @@ class EncoderDecoderConditioned(TaskConditioned):
         ids = ids.masked_fill(columns == 0, self.start_id)
         # The start token has the marker's type.
         types = None if token_type_ids is None else _taken(token_type_ids, torch.maximum(at, ends))
-        behind = (columns > 1) & (at < lengths[:, None])
-        return given, (ids, types), _taken(labels, at).masked_fill(~behind, IGNORE)
+        is_target = (columns > 1) & (at < lengths[:, None])
+        return encoder_inputs, (ids, types), _taken(labels, at).masked_fill(~is_target, IGNORE)
 
     @property
     def end_id(self):
@@ -146,15 +146,15 @@ class EncoderDecoderConditioned(TaskConditioned):
         """As `TaskConditioned.scores_along`, at the decoder's positions."""
         labels = torch.full_like(input_ids, IGNORE)
         labels[:, prompt_length:] = input_ids[:, prompt_length:]
-        given, (ids, types), _ = self.divide(input_ids, token_type_ids, None, labels)
+        encoder_inputs, (ids, types), _ = self.divide(input_ids, token_type_ids, None, labels)
         kept = input_ids.shape[1] - prompt_length + 2
-        encoded = self.encode(*given, task_ids)
+        encoded = self.encode(*encoder_inputs, task_ids)
         return self(decoder_input_ids=ids[:, :kept], decoder_token_type_ids=types if types is None else types[:, :kept],
-                    encoder_outputs=encoded, attention_mask=given[2], task_ids=task_ids).logits  # fmt: skip
+                    encoder_outputs=encoded, attention_mask=encoder_inputs[2], task_ids=task_ids).logits  # fmt: skip
 
-    def all_scores(self, given, logits_to_keep=0):
-        """The backbone's own output for the arguments `given`."""
-        return super(TaskConditioned, self).forward(**given)
+    def all_scores(self, model_inputs, logits_to_keep=0):
+        """The backbone's own output for the arguments `model_inputs`."""
+        return super(TaskConditioned, self).forward(**model_inputs)
 
     def label_scores(self, hidden, labels, ids):
         """See `TaskConditioned.label_scores`."""

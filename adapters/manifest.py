@@ -134,7 +134,7 @@ def upgrade(config, kind, location):
     return config, number
 
 
-def new(encoder, mode, tasks, methods, **more):
+def make_manifest(encoder, mode, tasks, methods, **more):
     """A manifest in format 2.
 
     Args:
@@ -148,7 +148,7 @@ def new(encoder, mode, tasks, methods, **more):
     return head | more | dict(tasks=tasks, methods=methods)
 
 
-def write(directory, manifest):
+def write_manifest(directory, manifest):
     """Write a manifest as adapter_config.json: the last file of a checkpoint, so that it vouches for all of them."""
     write_json(Path(directory) / CONFIG, manifest)
 

@@ -58,7 +58,7 @@ def merge_sources(sources, task, method, weights=None, density=0.5, majority="to
     Its embeddings are the weighted mean over the sources of the same task.
 
     Args:
-        sources: as returned by `combine.read`, on the same backbone.
+        sources: as returned by `combine.read_sources`, on the same backbone.
         task: the resulting task; one of the sources' tasks.
         method, density, majority: see `merge_tensors`.
         weights: a number for each source; None: see `_default_weights`.

@@ -15,7 +15,7 @@ from versatile.adapters.methods.task_embeddings import TaskHead
 
 # Number of forward passes from which faster products make up for the cost of reordering, and of rows from which they
 # are faster in fp32; in bf16 one row is enough.
-WORTH, FEWEST_ROWS = 24, 3
+MIN_FORWARDS, MIN_ROWS = 24, 3
 
 
 @contextlib.contextmanager
@@ -29,7 +29,7 @@ def pack_products(model, rows, forwards, dtype):
         dtype: precision of the products; matrices with another dtype are skipped.
     """
     device = next(model.parameters()).device
-    is_slower = forwards < WORTH or (dtype == torch.float32 and rows < FEWEST_ROWS)
+    is_slower = forwards < MIN_FORWARDS or (dtype == torch.float32 and rows < MIN_ROWS)
     if device.type != "cpu" or is_slower or not can_reorder(dtype):
         yield
         return

@@ -9,7 +9,7 @@ one integer per row; a batch may mix tasks. In encoder and decoder, hooks insert
 after feed-forward, `h + dropout(A(sublayer(norm(h))))`; cross-attention has none (Karimi Mahabadi et al. 2021,
 "Parameter-efficient Multi-task Fine-tuning for Transformers via Shared Hypernetworks").
 
-`save` and `load` write and read checkpoints. State dicts of the published code are loaded with
+`save_t5` and `load_t5` write and read checkpoints. State dicts of the published code are loaded with
 
     load_original(model, state)          # adapters/imports/hyperformer.py
 
@@ -22,13 +22,13 @@ adapters/methods/, as any backbone; in files its parameters have the published n
 from versatile.adapters.imports.hyperformer import load_original, original_names, original_state  # noqa: F401
 from versatile.adapters.t5_checkpoint import (  # noqa: F401
     adapter_state,
-    load,
-    load_backbone,
     load_frozen,
+    load_t5,
+    load_t5_of_name,
     load_weights,
     read_manifest,
     read_settings,
-    save,
+    save_t5,
 )  # fmt: skip
 from versatile.adapters.t5_model import (  # noqa: F401
     METHODS,

@@ -34,12 +34,12 @@ from versatile.utils.errors import UserError, brief
 # ---- the backbone
 
 
-def load_backbone(name, random_init=None, location=None):
+def load_t5_of_name(name, random_init=None, location=None):
     """A T5 and its tokenizer: `backbones.load`, with a `UserError` if the model is not a T5."""
     location = location or f"--model_checkpoint {name}"
     folder = bundled.resolve(name)
     check_kind(backbones.read_config(folder, location), location)
-    return backbones.load(name, random_init, location)
+    return backbones.load_backbone(name, random_init, location)
 
 
 def backbone_state(model):
@@ -57,15 +57,15 @@ def _fingerprint(model):
 
 def adapter_state(model):
     """{published name: tensor} of everything added to the backbone, and of the backbone's trained tensors."""
-    carried, names = model.saves_backbone, original_names(model)
+    saves_backbone, names = model.saves_backbone, original_names(model)
     return {
         names[name]: p.detach()
         for name, p in model.named_parameters()
-        if is_added(name) or (p.requires_grad and not carried)
+        if is_added(name) or (p.requires_grad and not saves_backbone)
     }
 
 
-def save(model, tokenizer, directory, state=None):
+def save_t5(model, tokenizer, directory, state=None):
     """Write an attached model to a directory; each file is whole or absent.
 
     Args:
@@ -130,11 +130,11 @@ def _methods_of(manifest):
     return {task: method_of(method, manifest.path) for task, method in manifest.methods.items()}
 
 
-def load(directory, task=None):
+def load_t5(directory, task=None):
     """A trained model and its tokenizer.
 
     Args:
-        directory: as written by `save`.
+        directory: as written by `save_t5`.
         task: a task that must be in it, or None.
 
     Returns:
@@ -149,7 +149,7 @@ def load(directory, task=None):
     if task is not None:
         check_holds(tasks, task, directory)
     if settings.method == "finetune":
-        model, tokenizer = load_backbone(directory)
+        model, tokenizer = load_t5_of_name(directory)
         check_checksum(path / MODEL_WEIGHTS, manifest.config.get("checksum"))
         return attach(model, tasks, settings).eval(), tokenizer
     config, methods = manifest.config, _methods_of(manifest) if settings.method == COMBINED_T5 else None
@@ -164,7 +164,7 @@ def load(directory, task=None):
     # Check shapes first, so that wrong sizes in a damaged config allocate nothing.
     with torch.device("meta"):
         shapes = attach(type(model)(model.config), tasks, settings, placeholders(), methods)
-    shapes.backbone_carried, shapes.backbone_fingerprint = model.backbone_carried, model.backbone_fingerprint
+    shapes.has_stored_backbone, shapes.backbone_fingerprint = model.has_stored_backbone, model.backbone_fingerprint
     check_fit(state, _wanted(shapes), path / ADAPTER_WEIGHTS)
     attach(model, tasks, settings, placeholders(), methods)
     _copy_state(model, state, path / ADAPTER_WEIGHTS)
@@ -175,7 +175,7 @@ def load(directory, task=None):
 
 
 def load_weights(model, directory):
-    """Load weights that `save` wrote for the same model into an attached model."""
+    """Load weights that `save_t5` wrote for the same model into an attached model."""
     path = Path(directory)
     if model.settings.method == "finetune":
         copy_tensors(read_safetensors(path / MODEL_WEIGHTS), backbone_state(model), path / MODEL_WEIGHTS)
@@ -202,7 +202,8 @@ def load_frozen(directory):
     path, config = Path(directory), read_manifest(directory).config
     name, location = backbones.locate(config["base_model_name_or_path"], path / CONFIG)
     inside = name == BACKBONE
-    model, tokenizer = load_backbone(str(path / BACKBONE) if inside else name, config.get("random_init_seed"), location)
+    source = str(path / BACKBONE) if inside else name
+    model, tokenizer = load_t5_of_name(source, config.get("random_init_seed"), location)
     shape = [model.config.d_model, len(model.encoder.block), len(model.decoder.block)]
     expected = [config.get("d_model"), *config.get("layers", [])]
     if expected[0] is not None and len(expected) == 3 and shape != expected:
@@ -210,7 +211,7 @@ def load_frozen(directory):
                         location=path / CONFIG, remedy="restore the original backbone, or train again",
                         expected="width {} and {} + {} layers, as in training".format(*expected))  # fmt: skip
     check_fingerprint(model.backbone_fingerprint, config, name, path / CONFIG)
-    model.backbone_carried = inside
+    model.has_stored_backbone = inside
     return model, _tokenizer_of(path, model) or tokenizer
 
 

@@ -20,7 +20,8 @@ FLAG = "--model_name_or_path {}"
 _V1_1 = dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False)
 
 
-def load(name, seed, tokenizer_name=None, dropout=None, from_scratch=False, config_name=None, config_overrides=None):
+def load_bare_t5(name, seed, tokenizer_name=None, dropout=None, from_scratch=False, config_name=None,
+                 config_overrides=None):  # fmt: skip
     """A T5 and its tokenizer.
 
     Args:
@@ -51,7 +52,7 @@ def load(name, seed, tokenizer_name=None, dropout=None, from_scratch=False, conf
 
 
 def pretrained(name, tokenizer_name=None):
-    """A trained model and its tokenizer; see `load`."""
+    """A trained model and its tokenizer; see `load_bare_t5`."""
     from versatile.adapters import t5
     from versatile.adapters.backbones import loading as backbones
     from versatile.adapters.manifest import peek
@@ -60,7 +61,7 @@ def pretrained(name, tokenizer_name=None):
     if manifest and manifest.mode == "adapter" and manifest.encoder == "text_to_text":
         raise UserError("these are adapters trained by train_t5.py, not a bare T5", location=FLAG.format(name),
                         remedy="name the T5 that they were trained on: adapter_config.json holds its name")  # fmt: skip
-    model, tokenizer = t5.load_backbone(name, location=FLAG.format(name))
+    model, tokenizer = t5.load_t5_of_name(name, location=FLAG.format(name))
     if tokenizer_name not in (None, name):
         tokenizer = load_tokenizer(tokenizer_name)
         backbones.check_table(model, tokenizer, f"--tokenizer_name {tokenizer_name}")

@@ -86,12 +86,12 @@ class TaskT5(WithMethods):
     """
 
     # Whether checkpoints must hold the T5 because it has no name, and the fingerprint of the T5 of that name.
-    backbone_carried, backbone_fingerprint = False, None
+    has_stored_backbone, backbone_fingerprint = False, None
 
     @property
     def saves_backbone(self):
         """Whether a checkpoint holds the T5 itself: all of it is trained, or it cannot be found by name."""
-        if self.backbone_carried or self.backbone_fingerprint is None:
+        if self.has_stored_backbone or self.backbone_fingerprint is None:
             return True
         return all(p.requires_grad for name, p in self.named_parameters() if not is_added(name))
 
@@ -177,7 +177,7 @@ class TaskT5(WithMethods):
 
     @property
     def task_embedding_controller(self):
-        """The `TaskEmbeddings` that the adapters are generated from, or None."""
+        """The `TaskVectors` that the adapters are generated from, or None."""
         return next((method.embeddings for method in self.added.values() if hasattr(method, "embeddings")), None)
 
     def task_id(self, task):

@@ -73,7 +73,7 @@ def copy_tensors(state, wanted, location):
 
 def check_fit(state, wanted, location):
     """Check that a file's tensors have the names and shapes of `wanted`."""
-    same_keys(set(wanted) - set(state), set(state) - set(wanted), location)
+    require_same_keys(set(wanted) - set(state), set(state) - set(wanted), location)
     for key, tensor in state.items():
         if tensor.shape != wanted[key].shape:
             raise UserError(
@@ -82,7 +82,7 @@ def check_fit(state, wanted, location):
             )  # fmt: skip
 
 
-def same_keys(missing, unexpected, location):
+def require_same_keys(missing, unexpected, location):
     if missing or unexpected:
         parts = [f"{len(missing)} missing (first {min(missing)})"] if missing else []
         parts += [f"{len(unexpected)} not expected (first {min(unexpected)})"] if unexpected else []

@@ -48,7 +48,7 @@ def main(argv=None):
 def measure(args, device, search, kind):
     """The numbers of one precision; seconds are those of one output token."""
     import torch
-    from versatile.adapters.packed import WORTH, pack_products
+    from versatile.adapters.packed import MIN_FORWARDS, pack_products
 
     dtype = getattr(torch, decode.PRECISIONS[kind])
     model, tokenizer = decode.prepared(args, device, dtype)
@@ -58,7 +58,7 @@ def measure(args, device, search, kind):
     products = Products(args, model, device, dtype)
     sides = {"ours": turn, "plain": partial(decode.plain, untouched, search, kind), "products": products.turn}
     # Reordered once, outside the measured time.
-    with pack_products(products.layers, args.batch_size, WORTH, dtype):
+    with pack_products(products.layers, args.batch_size, MIN_FORWARDS, dtype):
         rates = common.interleaved(sides, args.repeats, device)
     counted = budget.Traffic()
     with counted:

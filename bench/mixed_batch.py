@@ -212,7 +212,7 @@ def size(args, task, folder):
     from versatile.adapters import checkpoint
 
     model, tokenizer = attached(args, [task])
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     files = {path.name: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     own = sum(files.pop(name) for name in ADAPTER_FILES)
     trained = sum(p.numel() * p.element_size() for p in adapting.trainable(model).values())

@@ -8,10 +8,10 @@
   with an adapter instead of the whole model:
     python bench/replay.py --device cpu --adapter_bottleneck 64
 
-Generation is lifelong.replay.generate as train_lifelong.py calls it before a task: batches from the task's start token,
-top-k 20, cached. One side draws the same samples one by one and recomputes the whole prefix for every token; the
-other, plain `generate`, has the same batches on the model as attached. The end token is never drawn: every sample is as
-long as allowed on every side. Speed counts drawn tokens.
+Generation is lifelong.replay.generate_samples as train_lifelong.py calls it before a task: batches from the task's
+start token, top-k 20, cached. One side draws the same samples one by one and recomputes the whole prefix for every
+token; the other, plain `generate`, has the same batches on the model as attached. The end token is never drawn: every
+sample is as long as allowed on every side. Speed counts drawn tokens.
 
 A training step is that of --seq_train_type lll: the real Trainer on batches whose rows of both objectives, qa and
 0.25 · lm, go through the model in one forward and backward pass. It is compared with two passes, one per objective,
@@ -150,12 +150,12 @@ class Generation:
 
     def ours(self, drawn, kind):
         """A turn's samples, drawn as replay draws them; returns their number of tokens."""
-        from versatile.lifelong.replay import generate
+        from versatile.lifelong.replay import generate_samples
         from versatile.utils import devices
 
         devices.prepare_for_device(self.model, self.device, self.dtype)
-        samples = generate(self.model, self.tokenizer, self.encoder, self.gen, self.args.samples, self.sampling,
-                         dtype=self.dtype)  # fmt: skip
+        samples = generate_samples(self.model, self.tokenizer, self.encoder, self.gen, self.args.samples, self.sampling,
+                                   dtype=self.dtype)  # fmt: skip
         drawn[f"ours, {kind}"] = samples
         return self.counted(samples, self.args.samples)
 

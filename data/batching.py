@@ -245,7 +245,7 @@ class Batches(JoinedSplits):
         rows = np.concatenate(mine) if mine else np.zeros(0, np.int64)
         parts = self._parts(rows, len(chosen), *self.largest(batches[0][0]))
         if not parts:
-            return [made for made in (self.batch(*batch) for batch in batches) if made[1]]
+            return [micro_batch for micro_batch in (self.batch(*batch) for batch in batches) if micro_batch[1]]
         labels = [int(self.labels[batch].sum()) for batch in chosen]
         divisors = np.repeat(labels, list(map(len, mine))) * (len(chosen) / len(parts))
         return [(self.collate(rows[part]), tensors(dict(rows=divisors[part]))["rows"]) for part in parts]

@@ -37,9 +37,9 @@ def get_task(name, flag="--tasks"):
     return registry.form(name, "sentence_pair", flag)
 
 
-def guests_of(hosts):
+def tasks_sharing_heads(hosts):
     """{task: the one of `hosts` with whose head it is evaluated and predicted}."""
-    return {guest: host for guest, host in SHARED_HEADS.items() if host in hosts}
+    return {task: host for task, host in SHARED_HEADS.items() if host in hosts}
 
 
 def glue_name(typed):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from versatile.data.glue import TASKS, get_task, glue_name, guests_of, path_of
+from versatile.data.glue import TASKS, get_task, glue_name, path_of, tasks_sharing_heads
 from versatile.utils.errors import UserError
 
 
@@ -17,10 +17,11 @@ def missing(data_dir, names, splits):
     ]
 
 
-def guests_with_files(hosts, data_dir, split):
-    """The tasks that are evaluated with the heads of `hosts` (`glue.guests_of`) and have a file of this split."""
-    guests = [guest for guest in guests_of(hosts) if split in get_task(guest).files]
-    return [guest for guest in guests if not missing(data_dir, [guest], [split])]
+def head_sharing_tasks_with_files(hosts, data_dir, split):
+    """The tasks that are evaluated with the heads of `hosts` (`glue.tasks_sharing_heads`) and have a file of this
+    split."""
+    tasks = [task for task in tasks_sharing_heads(hosts) if split in get_task(task).files]
+    return [task for task in tasks if not missing(data_dir, [task], [split])]
 
 
 def need(data_dir, names, splits, otherwise=""):

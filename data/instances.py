@@ -7,7 +7,7 @@ from versatile.data.prompt import Prompt
 from versatile.utils.errors import UserError
 
 
-def read(path, split, task, options, limit=None):
+def read_instances(path, split, task, options, limit=None):
     """A split's examples in file order.
 
     In a task that merges references, equal inputs are one instance that several people described.

@@ -201,7 +201,7 @@ class MarkerPairs(KnownPairs):
                                    "file: python -m data.convert --help")  # fmt: skip
         options = self.task.read_options(decoding=split != "train")
         if split != "train":
-            for example in instances.read(source, split, self.task, options):
+            for example in instances.read_instances(source, split, self.task, options):
                 yield example.location, [example.source], [text for text in example.references if text.strip()] or [""]
             return
         for location, record in self.task.records(source, split):

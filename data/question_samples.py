@@ -38,7 +38,7 @@ class QA:
     location: str = ""
 
 
-def read(path, several=True):
+def read_questions(path, several=True):
     """Yield the `QA` of every question in a file, in order, with one article in memory at a time.
 
     Args:
@@ -67,7 +67,7 @@ def load_task(task, data_dir, split):
     Args:
         task: a `data.question_task.LifelongTask`.
         data_dir: the directory of the tasks' files.
-        split: as in `load`.
+        split: as in `load_samples`.
     """
     return list(read_samples(task, data_dir, split))
 
@@ -101,10 +101,10 @@ def read_samples(task, data_dir, split):
 
 
 def _file_samples(path, split):
-    return read(path, several=split not in ("train", "distil"))
+    return read_questions(path, several=split not in ("train", "distil"))
 
 
-def load(path, split):
+def load_samples(path, split):
     """The list of `QA` of a file; in the splits "train" and "distil", each question must have a single answer."""
     return list(_file_samples(path, split))
 
@@ -128,8 +128,8 @@ def _sample(context, record, location, several):
     return QA(context, question, tuple(answers) or ("",), name, location)
 
 
-def save(path, samples):
-    """Atomically write `QA`s to a json file, one article each; `read` restores them, except for `location`."""
+def save_samples(path, samples):
+    """Atomically write `QA`s to a json file, one article each; `read_questions` restores all but `location`."""
     with atomic_write(path) as file:
         file.write('{"data": [')
         for number, qa in enumerate(samples):

@@ -30,7 +30,8 @@ class TextTask:
             free text.
         answers: the target strings; None for free text.
         metrics: keys of `METRICS`.
-        rule: what `split_validation_test` does: ``"halved"``, ``"held out"`` or None; see `data.text_to_text.load`.
+        rule: what `split_validation_test` does: ``"halved"``, ``"held out"`` or None; see
+            `data.text_to_text.load_rows`.
         splits: this task's names for train, validation and test.
         hub: name and configuration (or None) on the hub; None if it is not there.
         glue: {split: (name in `data.glue.TASKS`, split)} for the official folders.

@@ -34,7 +34,7 @@ def get_task(name, flag="--tasks"):
 # --- loading ---------------------------------------------------------------------------------------------
 
 
-def load(task, split, data_dir=None, files=None, seed=42, split_validation_test=False, n_obs=None, prefix=False):
+def load_rows(task, split, data_dir=None, files=None, seed=42, split_validation_test=False, n_obs=None, prefix=False):
     """A split of a task as text to text.
 
     Its rows come from `files`, if given; else from ``data_dir/<task>`` with files of the same names, or GLUE's
@@ -81,7 +81,7 @@ class TextExample(NamedTuple):
 
 
 class SplitRows:
-    """Iterates over the `TextExample`s of a split without keeping rows in memory; takes the arguments of `load`."""
+    """Iterates over the `TextExample`s of a split without keeping rows in memory; takes `load_rows`' arguments."""
 
     def __init__(self, task, split, data_dir=None, files=None, seed=42, split_validation_test=False, n_obs=None,
                  prefix=False):  # fmt: skip

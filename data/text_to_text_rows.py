@@ -29,7 +29,7 @@ def find_records(task, names, data_dir=None, files=None):
     Args:
         task: a `data.text_task.TextTask`.
         names: names of the split, in order of preference: a file may have any of them, GLUE and the hub use the last.
-        data_dir, files: see `data.text_to_text.load`.
+        data_dir, files: see `data.text_to_text.load_rows`.
 
     Returns:
         (records, location): a sequence of records; ``location(i)`` is the location of record i.

@@ -11,7 +11,7 @@ from versatile.data.padding import IGNORE, causal_arrays, tensors
 from versatile.lifelong import routing
 from versatile.training.decoding import Decoding, Prompt, decode
 from versatile.training.evaluation import Predictions
-from versatile.training.objectives import move
+from versatile.training.objectives import move_to_device
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.progress import Progress
@@ -44,15 +44,15 @@ class Predictor:
             max_len: maximum sequence length in tokens, capped at the model's positions.
         """
         prepare_for_inference(model, device, dtype)
-        most = max_length_of(model)
-        positions = min(most, max_len)
-        encoder = make_encoder(tokenizer, positions, SEP in tokenizer.get_vocab(), most)
+        max_positions = max_length_of(model)
+        positions = min(max_positions, max_len)
+        encoder = make_encoder(tokenizer, positions, SEP in tokenizer.get_vocab(), max_positions)
         return cls(model, tokenizer, encoder, positions, dtype)
 
     @classmethod
     def load(cls, folder, device, dtype, max_len):
         """From a directory that train_lifelong.py wrote."""
-        return cls.of(*checkpoint.load(folder, allow_idle=True), device, dtype, max_len)
+        return cls.of(*checkpoint.load_checkpoint(folder, allow_idle=True), device, dtype, max_len)
 
     def predict(self, splits, decoding):
         """See `training.text_model.TextModel.predict`; the likelihoods are those of the model's own answers.
@@ -72,7 +72,7 @@ class Predictor:
 
 
 # Tokens of --max_len: the minimum for a question and its answer, and those needed besides the longest answer.
-LEAST, BESIDE = 9, 3
+MIN_TOKENS, EXTRA_TOKENS = 9, 3
 
 
 def ids_before_gen(model, tokenizer, lead_bos):
@@ -90,21 +90,21 @@ def check_lead_bos(model, tokenizer):
     raise UserError(reason, location="--lead_bos", remedy="leave the flag out")
 
 
-def make_encoder(tokenizer, positions, use_sep, most, before_gen=()):
+def make_encoder(tokenizer, positions, use_sep, max_positions, before_gen=()):
     """The `QuestionEncoder` for sequences of `positions` tokens, one of which is needed by the last label.
 
     Args:
-        most: the model's number of positions.
+        max_positions: the model's number of positions.
         before_gen: see `QuestionEncoder`.
     """
-    if (room := positions - len(before_gen)) < LEAST:
-        short = most < LEAST
+    if (room := positions - len(before_gen)) < MIN_TOKENS:
+        short = max_positions < MIN_TOKENS
         raise UserError(f"{positions} tokens are too few for a question and its answer",
                         location="--model_checkpoint" if short else f"--max_len {positions}",
-                        expected=f"at least {LEAST}",
+                        expected=f"at least {MIN_TOKENS}",
                         remedy="use a backbone with more positions" if short else "raise --max_len")  # fmt: skip
     eos = EOS if tokenizer.eos_token_id is None else None
-    return QuestionEncoder(tokenizer, room - 1, use_sep, eos, most, before_gen)
+    return QuestionEncoder(tokenizer, room - 1, use_sep, eos, max_positions, before_gen)
 
 
 class TooLong(UserError):
@@ -128,7 +128,7 @@ def check_fit(encoder, qas):
     """
     # What stands before a start token takes up positions too.
     led = len(encoder.before_gen)
-    longest, where, room = 0, None, encoder.max_len + 1 - BESIDE
+    longest, where, room = 0, None, encoder.max_len + 1 - EXTRA_TOKENS
     for first in range(0, len(qas), 2000):
         chunk = [(qa, text) for qa in qas[first : first + 2000] for text in qa.answers]
         for (qa, _), ids in zip(chunk, encoder.tokenize([text for _, text in chunk])):
@@ -136,12 +136,13 @@ def check_fit(encoder, qas):
                 longest, where = len(ids), qa.location
     if longest <= room:
         return longest
-    needed = longest + BESIDE + led
-    if needed <= encoder.most:
+    needed = longest + EXTRA_TOKENS + led
+    if needed <= encoder.max_positions:
         expected = f"at most {room} with --max_len {encoder.max_len + 1 + led}"
         remedy = f"--max_len {needed}, or more for its context; or remove the sample"
     else:
-        expected = f"at most {encoder.most - BESIDE - led}: the model has {encoder.most} positions"
+        positions = encoder.max_positions
+        expected = f"at most {positions - EXTRA_TOKENS - led}: the model has {positions} positions"
         remedy = "shorten it, or remove the sample"
     error = TooLong(f"an answer has {longest} tokens", location=where, expected=expected, remedy=remedy)
     error.needed = needed
@@ -200,7 +201,7 @@ def log_probabilities(predictor, pairs, batch_size=32, task=None, has_end=True):
         batch = _labelled([pairs[i] for i in chosen], end, predictor.tokenizer.pad_token_id)
         batch["task_ids"] = torch.tensor([task_ids[i] for i in chosen])
         with autocast(device, predictor.dtype):
-            output = predictor.model(use_cache=False, **move(batch, device))
+            output = predictor.model(use_cache=False, **move_to_device(batch, device))
         rows, targets = output.rows.cpu(), output.targets.cpu()
         real = targets != IGNORE
         logs = output.scores.float().log_softmax(-1).cpu()[real].gather(1, targets[real, None]).squeeze(1)

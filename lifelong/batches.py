@@ -1,7 +1,7 @@
 """Batches of a task sequence: as many samples as the device's memory should hold, with both objectives in one batch.
 
 A batch of n samples, the longest of l tokens, fits a budget b if n·l^1.163 ≤ b (LAMOL). The budget depends on the
-device and on how the model is trained. If memory runs out all the same, the size is halved: see `BackOff`.
+device and on how the model is trained. If memory runs out all the same, the size is halved: see `HalvingOnOutOfMemory`.
 """
 
 import numpy as np
@@ -215,21 +215,21 @@ class SplitBatches(Callback):
         return True
 
 
-class BackOff:
+class HalvingOnOutOfMemory:
     """Halves a size when memory runs out, and prints a message.
 
     Args:
         size: the initial size: samples, a budget, or anything proportional to memory.
         name: name of the size in messages.
         least: give up below this size.
-        say: prints a line.
+        print_line: prints a line.
 
     Attributes:
         size: the current size; saved in checkpoints, so that a resumed run does not run out of memory again.
     """
 
-    def __init__(self, size, name, least=1, say=print):
-        self.size, self.name, self.least, self.say = size, name, least, say
+    def __init__(self, size, name, least=1, print_line=print):
+        self.size, self.name, self.least, self.print_line = size, name, least, print_line
 
     def run(self, work):
         """Return `work(size)`, restarted with half the size whenever memory runs out.
@@ -243,19 +243,19 @@ class BackOff:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                why = first_line(error)
+                reason = first_line(error)
             # Outside of `except`, where the exception would keep the failed call's frames, and so its tensors, alive.
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self.halve(why)
+            self.halve(reason)
 
-    def halve(self, why):
+    def halve(self, reason):
         """Take half the size, or give up."""
         half = type(self.size)(self.size / 2)
         if half < self.least:
-            raise UserError(f"out of memory with {self.name} {self.size:g}: {why}", location=self.name,
+            raise UserError(f"out of memory with {self.name} {self.size:g}: {reason}", location=self.name,
                             remedy="use a smaller model, shorter samples, or a device with more memory")  # fmt: skip
-        self.say(f"out of memory with {self.name} {self.size:g}: retrying with {half:g}")
+        self.print_line(f"out of memory with {self.name} {self.size:g}: retrying with {half:g}")
         self.size = half
 
     def state_dict(self):

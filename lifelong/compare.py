@@ -28,7 +28,7 @@ from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.recipes import read_recipe
 
 # Keys of an evaluation, as evaluate_lifelong.py writes them, that must agree.
-ASKED = ("split", "limit", "ref1", "decoding")
+EVALUATION_KEYS = ("split", "limit", "ref1", "decoding")
 # The seed at the end of a directory's name.
 SEED = re.compile(r"[-_](?:seed_?)?(\d+)$")
 
@@ -42,14 +42,14 @@ class Method:
         matrices: the runs' `Matrix` objects.
         seeds: the runs' seeds; None if a file does not state it.
         records: what `run_records.make_record` returns for each run, or {}.
-        asked: {name in `ASKED`: value}, or {} if a file does not state them.
+        evaluation: {name in `EVALUATION_KEYS`: value}, or {} if a file does not state them.
     """
 
     directories: list
     matrices: list
     seeds: list
     records: list
-    asked: dict
+    evaluation: dict
 
     @cached_property
     def summary(self):
@@ -75,7 +75,7 @@ class Method:
     def joined(self, other):
         """A `Method` with the runs of both."""
         return Method(self.directories + other.directories, self.matrices + other.matrices, self.seeds + other.seeds,
-                      self.records + other.records, self.asked)  # fmt: skip
+                      self.records + other.records, self.evaluation)  # fmt: skip
 
 
 def parser():
@@ -98,9 +98,9 @@ def read_method(location):
     written = read_summary(location)
     matrices = [Matrix(written["tasks"], run["rows"], run.get("before"), written["metrics"], alone=run.get("alone"))
                 for run in written["runs"]]  # fmt: skip
-    asked = {key: written[key] for key in ASKED} if all(key in written for key in ASKED) else {}
+    evaluation = {key: written[key] for key in EVALUATION_KEYS} if {*EVALUATION_KEYS} <= written.keys() else {}
     seeds = written.get("seeds") or [None] * len(matrices)
-    return Method([str(location)], matrices, list(seeds), read_records(location, written), asked)
+    return Method([str(location)], matrices, list(seeds), read_records(location, written), evaluation)
 
 
 def find_command(location):
@@ -158,8 +158,8 @@ def without_seed(names):
 def join_seeds(method, other):
     """Merge the runs of two directories into one method; seeds must differ and all other settings agree."""
     location, first = other.directories[0], method.directories[0]
-    same_tasks({first: method, location: other})
-    same_questions({first: method, location: other})
+    require_same_tasks({first: method, location: other})
+    require_same_questions({first: method, location: other})
     if method.settings and other.settings and method.settings != other.settings:
         differ = next(key for key in method.settings | other.settings
                       if method.settings.get(key) != other.settings.get(key))  # fmt: skip
@@ -173,30 +173,31 @@ def join_seeds(method, other):
     return method.joined(other)
 
 
-def same_tasks(methods):
+def require_same_tasks(methods):
     """Raise a `UserError` unless all methods were trained on the same tasks in the same order."""
     (first, wanted), *others = ((name, method.matrices[0]) for name, method in methods.items())
-    for name, one in others:
-        if one.tasks != wanted.tasks or one.metrics != wanted.metrics:
-            raise UserError(f"{name} was trained on {', '.join(one.tasks)}", location=name,
+    for name, matrix in others:
+        if matrix.tasks != wanted.tasks or matrix.metrics != wanted.metrics:
+            raise UserError(f"{name} was trained on {', '.join(matrix.tasks)}", location=name,
                             expected=f"{', '.join(wanted.tasks)}, as {first}",
                             remedy="compare runs of one sequence")  # fmt: skip
 
 
-def same_questions(methods):
+def require_same_questions(methods):
     """Raise a `UserError` unless all were evaluated alike on the same questions; files without this are accepted."""
-    told = {name: method.asked for name, method in methods.items() if method.asked}
-    for name, one in told.items():
-        first, wanted = next(iter(told.items()))
-        if differ := [key for key in ASKED if one[key] != wanted[key]]:
-            ours, theirs = (", ".join(f"{key} {_words(asked[key])}" for key in differ) for asked in (one, wanted))
+    known = {name: method.evaluation for name, method in methods.items() if method.evaluation}
+    for name, evaluation in known.items():
+        first, wanted = next(iter(known.items()))
+        if differ := [key for key in EVALUATION_KEYS if evaluation[key] != wanted[key]]:
+            ours, theirs = (", ".join(f"{key} {_words(values[key])}" for key in differ)
+                            for values in (evaluation, wanted))  # fmt: skip
             raise UserError(f"{name} was evaluated with {ours}", location=name, expected=f"{theirs}, as {first}",
                             remedy="evaluate both with the same flags of evaluate_lifelong.py")  # fmt: skip
 
 
 def _words(value):
     if isinstance(value, dict):
-        return " ".join(f"{key} {one}" for key, one in value.items())
+        return " ".join(f"{key} {setting}" for key, setting in value.items())
     return {None: "none", True: "on", False: "off"}.get(value, str(value))
 
 
@@ -265,8 +266,8 @@ def main(argv=None):
         raise UserError("none of them has been run", location=", ".join(map(str, args.directories)),
                         expected="results of at least one",
                         remedy=f"run them: {'; '.join(missing.values())}")  # fmt: skip
-    same_tasks(methods)
-    same_questions(methods)
+    require_same_tasks(methods)
+    require_same_questions(methods)
     table = markdown(methods, missing)
     writable_directory(Path(args.output).parent, "--output")
     with atomic_write(args.output) as file:

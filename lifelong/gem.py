@@ -13,7 +13,7 @@ A-GEM (Chaudhry et al. 2019): the same with one gradient m, of samples of all ea
 import numpy as np
 import torch
 from versatile.training.callbacks import Callback
-from versatile.training.experiment import say
+from versatile.training.experiment import print_once
 from versatile.training.objectives import cross_entropy
 from versatile.training.validation import sum_over_processes
 from versatile.utils.devices import autocast
@@ -114,7 +114,7 @@ class Projection(Callback):
     def after_training(self, trainer):
         """See `Callback`: print how often gradients were projected."""
         if self.memories:
-            say(f"gradients projected: in {self.projected:,} of {trainer.total_steps:,} steps")
+            print_once(f"gradients projected: in {self.projected:,} of {trainer.total_steps:,} steps")
 
     def _gradient(self, losses):
         # Not `backward`: with several processes it would make DDP count parameters as used that the next step does not

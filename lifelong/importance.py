@@ -19,7 +19,7 @@ the next task, and is added to that of its first step.
 import torch
 from versatile.adapters.labels import IGNORE
 from versatile.adapters.trained import trainable
-from versatile.training.objectives import cross_entropy, move
+from versatile.training.objectives import cross_entropy, move_to_device
 from versatile.training.prompt_batches import left_padded
 from versatile.training.validation import sum_over_processes
 from versatile.utils.devices import autocast
@@ -87,7 +87,7 @@ class Importance:
             if self.mode == EWC:
                 labels = int((batch["labels"][:, 1:] != IGNORE).sum())
                 return cross_entropy(self.model, batch, max(labels, 1)) / count
-            inputs, _ = self.model.decoding_inputs(move(batch, device))
+            inputs, _ = self.model.decoding_inputs(move_to_device(batch, device))
             # In an encoder-decoder, the decoder has only read the start token and __ans__.
             last = {} if self.model.config.is_encoder_decoder else dict(logits_to_keep=1)
             scores = self.model(**inputs, **last, use_cache=False).logits[:, -1]

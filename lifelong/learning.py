@@ -32,7 +32,7 @@ from versatile.lifelong.schedule import Annealing
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.teachers import content_key, contents, load_teacher
 from versatile.training.callbacks import MaskAbsentTasks
-from versatile.training.experiment import prepare_for_training, resume_command, say
+from versatile.training.experiment import prepare_for_training, print_once, resume_command
 from versatile.training.optimizers import build_adamw
 from versatile.training.runs import ModelFiles, record
 from versatile.training.schedules import choose_schedule
@@ -68,22 +68,22 @@ class LifelongModel:
 
 def load_model(args):
     """The backbone with the tokens of all tasks of the sequence: `LifelongModel`, not yet on its device."""
-    model, tokenizer = backbones.load(args.model_checkpoint, quantization=flags.quantization(args))
+    model, tokenizer = backbones.load_backbone(args.model_checkpoint, quantization=flags.quantization(args))
     names = special_tokens(sequence.trained_names(args), args.add_task_tokens, args.use_sep)
     names += [answers.EOS] if tokenizer.eos_token_id is None else []
     tasks, method, strategy = sequence.trained_names(args), sequence.choose_method(args), get_strategy(args)
     method = method and strategy.attached_method(method, len(tasks))
     markers, methods, mask_other_tasks = routing.layout(names, tasks, method, args.own_adapters)
-    most = max_length_of(model)
-    positions = min(args.max_len, most)
+    max_positions = max_length_of(model)
+    positions = min(args.max_len, max_positions)
     torch.manual_seed(args.seed)
     adapting.attach(model, tokenizer, markers, methods, mask_other_tasks)
     if strategy.chained:
         adapting.chain_tasks(model)
     model.info.encoder = "question_answer"
-    routing.hold_empty_rows(model)
+    routing.freeze_empty_tables(model)
     before = answers.ids_before_gen(model, tokenizer, args.lead_bos)
-    encoder = answers.make_encoder(tokenizer, positions, args.use_sep, most, before)
+    encoder = answers.make_encoder(tokenizer, positions, args.use_sep, max_positions, before)
     return LifelongModel(model, tokenizer, encoder, positions, model.backbone_fingerprint)
 
 
@@ -138,8 +138,8 @@ def warn_of_long_tests(encoder, args):
             answers.check_fit(encoder, samples.load_task(task, args.data_dir, "test"))
         except answers.TooLong as error:
             longer = f"train with a higher --max_len, or evaluate it with evaluate_lifelong.py --max_len {error.needed}"
-            say(f"warning: {error.location} cannot be evaluated as it is: {error.found}, {error.expected};\n"
-                f"  {longer if error.needed <= encoder.most else error.remedy}")  # fmt: skip
+            print_once(f"warning: {error.location} cannot be evaluated as it is: {error.found}, {error.expected};\n"
+                       f"  {longer if error.needed <= encoder.max_positions else error.remedy}")  # fmt: skip
 
 
 def count_epochs(args, sizes):
@@ -173,7 +173,7 @@ class Sequence:
         self.rank, self.world = idist.get_rank(), idist.get_world_size()
         self.sizes = {task: len(qas) for task, qas in data.items()}
         self.epochs = count_epochs(args, self.sizes)
-        self.progress = sequence.Progress(folder, self.world)
+        self.progress = sequence.SequenceProgress(folder, self.world)
         self.strategy = get_strategy(args)(self)
 
     # ---- the sequence
@@ -184,7 +184,7 @@ class Sequence:
         self.resume(list(stages))
         for number, (stage, names) in enumerate(stages.items()):
             if stage in self.progress.finished:
-                say(f"{stage}: already trained")
+                print_once(f"{stage}: already trained")
                 continue
             self.train_stage(number, stage, names)
 
@@ -209,16 +209,16 @@ class Sequence:
     def train_stage(self, number, stage, names):
         """Train one stage."""
         folder = sequence.stage_directory(self.folder, stage)
-        say(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
-            f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
+        print_once(f"\n{stage}: task {number + 1} of {len(sequence.stages(self.args))}, "
+                   f"{counted(sum(self.sizes[name] for name in names), 'sample')}", flush=True)  # fmt: skip
         run = self.open_run(folder)
         rows = self.strategy.training_rows({name: self.encode_task(name) for name in names})
         if replayed := self.strategy.before_task(list(self.data)[:number], list(names)):
             rows = RowChain([rows, replayed])
         teacher = self.load_stage_teacher(names[0]) if self.args.distil else None
         trainer = self.make_trainer(run, rows, names, teacher)
-        say(f"run: {run.directory}  ({counted(trainer.total_steps, 'step')}, {counted(len(rows), 'sample')}, "
-            f"{counted(trainer.plan.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
+        print_once(f"run: {run.directory}  ({counted(trainer.total_steps, 'step')}, {counted(len(rows), 'sample')}, "
+                   f"{counted(trainer.plan.epochs, 'epoch')}, {self.dtype}, {trainer.device})", flush=True)  # fmt: skip
         result = trainer.fit()
         self.finish_stage(run, stage, names, rows, trainer, result)
         # With several processes each stage's wrapper keeps its hooks on the model until it is garbage-collected.
@@ -234,8 +234,8 @@ class Sequence:
 
     def finish_stage(self, run, stage, names, rows, trainer, result):
         """Save the model and everything that later stages need of this one."""
-        say(f"done: {counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
-            f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
+        print_once(f"done: {counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
+                   f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB")  # fmt: skip
         last = stage == list(sequence.stages(self.args))[-1]
         self.copy_adapter_forward(names)
         trainer.on_rank0(lambda: run.finish(run.files.save))
@@ -270,7 +270,7 @@ class Sequence:
     def save(self, folder, names):
         """Write the model of the stage that trains the tasks `names`, at any of its steps."""
         self.copy_adapter_forward(names)
-        checkpoint.save(self.model, self.tokenizer, folder)
+        checkpoint.save_checkpoint(self.model, self.tokenizer, folder)
 
     def copy_adapter_forward(self, names):
         """--own_adapters previous: copy this stage's adapter to the tasks not trained yet, as their starting point.
@@ -297,7 +297,7 @@ class Sequence:
         rows = self.encode(name)
         if cut := self.encoder.counts - before:
             parts = ", ".join(f"the {what.split()[0]} of {count:,}" for what, count in cut.items())
-            say(f"{name}: cut to fit {self.positions} tokens (--max_len): {parts} of {len(rows):,} samples")
+            print_once(f"{name}: cut to fit {self.positions} tokens (--max_len): {parts} of {len(rows):,} samples")
         return rows
 
     def make_objective(self):
@@ -342,14 +342,15 @@ class Sequence:
             def schedule(step):
                 return annealing(batches.seen(plan.micro_batches(step)))
 
-        files = ModelFiles(lambda at: self.save(at, names), lambda at: checkpoint.load_weights(model, at))
+        files = ModelFiles(lambda folder: self.save(folder, names),
+                           lambda folder: checkpoint.load_weights(model, folder))  # fmt: skip
         run.bind(files, rows_key(rows), self.command, backbone=self.lifelong_model.fingerprint)
         run.epoch_steps, run.epochs, run.keep_epochs = plan.epoch_steps, epochs, not args.only_final
         return Trainer(
             model, batches, WeightedLoss(teacher, self.strategy.loss_terms()),
             build_adamw(model, lr, eps, args.weight_decay),
             schedule, run,
-            callbacks=[SplitBatches(batches), MaskAbsentTasks(routing.owners(model, self.data)),
+            callbacks=[SplitBatches(batches), MaskAbsentTasks(routing.parameters_of_tasks(model, self.data)),
                        *self.strategy.callbacks()], settings=settings,
         )  # fmt: skip
 
@@ -362,7 +363,7 @@ class Sequence:
     def load_stage_teacher(self, name):
         """The `DistributionTeacher` of a task."""
         folder = self.teacher_of(name)
-        say(f"{name}: distilled from the teacher {folder}")
+        print_once(f"{name}: distilled from the teacher {folder}")
         teacher = load_teacher(self.lifelong_model, folder, name, self.args, self.dtype)
         inference.prepare_for_inference(teacher.model, idist.device(), self.dtype)
         return teacher
@@ -404,11 +405,11 @@ def train_teacher(args, task, dtype):
     if idist.get_rank() == 0 and not (folder / "run.json").exists():
         # A teacher is a sequence of one task, which can be evaluated by itself.
         write_json(folder / "run.json", record(own, method="lll"))
-    if finished := sequence.Progress(folder, idist.get_world_size()).finished:
+    if finished := sequence.SequenceProgress(folder, idist.get_world_size()).finished:
         sequence.check_models(folder, own, finished)
-        say(f"{task}: the teacher already exists: {folder / task}")
+        print_once(f"{task}: the teacher already exists: {folder / task}")
         return folder / task
-    say(f"\nteacher of {task}: {folder}")
+    print_once(f"\nteacher of {task}: {folder}")
     check_answers(lifelong_model.encoder, data)
     prepare_for_training(lifelong_model.model, args, dtype)
     # The sequence that the teacher is for has no directory yet: the same command trains on where it stopped.

@@ -12,7 +12,7 @@ from versatile.utils import schema
 RESERVOIR, PER_TASK = "reservoir", "per_task"
 
 
-def draw(size, count, seed, number):
+def draw_indices(size, count, seed, number):
     """Choose the samples of a task to keep, without replacement (the original GEM draws some twice).
 
     Args:
@@ -72,7 +72,7 @@ class NextTaskMemory(Memory):
             next_size: number of samples of the next task, which determines how many are kept, as in the original.
         """
         count = min(max(int(next_size * self.percentage), 1), size)
-        self.kept[task] = draw(size, count, self.seed, len(self.kept))
+        self.kept[task] = draw_indices(size, count, self.seed, len(self.kept))
 
 
 class PerTaskMemory(Memory):
@@ -88,7 +88,7 @@ class PerTaskMemory(Memory):
 
     def add(self, task, size):
         """Choose the samples to keep of a task that has been trained."""
-        self.kept[task] = draw(size, min(count_of(self.size, size), size), self.seed, len(self.kept))
+        self.kept[task] = draw_indices(size, min(count_of(self.size, size), size), self.seed, len(self.kept))
 
 
 class Reservoir(Memory):

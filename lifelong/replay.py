@@ -38,8 +38,8 @@ def quotas(size, percentage, earlier):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_id=None, dtype=torch.float32,
-             progress=None):  # fmt: skip
+def generate_samples(model, tokenizer, encoder, gen, count, sampling, *, number=0, task_id=None, dtype=torch.float32,
+                     progress=None):  # fmt: skip
     """Draw samples of one task.
 
     A batch depends only on the seed, the task's number and the batch's number, not on what was drawn before.
@@ -90,13 +90,13 @@ def _config(tokenizer, encoder, sampling):
     )  # fmt: skip
 
 
-def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **options):
+def load_or_generate(path, task, gen, count, model, tokenizer, encoder, sampling, **options):
     """The usable samples of a task as rows: drawn and written to a file, or read if an earlier run wrote them.
 
     Args:
         path: a .jsonl file for the samples; the report is written next to it, as <name>.report.json.
         task: the task's name.
-        gen, count, model, tokenizer, encoder, sampling, options: as in `generate`.
+        gen, count, model, tokenizer, encoder, sampling, options: as in `generate_samples`.
 
     Returns:
         (rows, report): a list of `question_answer.Row`; dict(asked, kept, unfinished, rejected: {reason: count}).
@@ -107,12 +107,12 @@ def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **option
     if encoder.before_gen:
         settings["before_gen"] = list(encoder.before_gen)
     if (report := _report(beside, settings)) and Path(path).is_file():
-        rows = read(path, encoder, gen, task)
+        rows = read_samples(path, encoder, gen, task)
         if len(rows) != report["kept"]:
             raise UserError(f"holds {len(rows)} samples", location=path, expected=f"{report['kept']}, as {beside} says",
                             remedy=_REGENERATED)  # fmt: skip
         return rows, report
-    samples = generate(model, tokenizer, encoder, gen, count, sampling, **options)
+    samples = generate_samples(model, tokenizer, encoder, gen, count, sampling, **options)
     rejected, kept = Counter(), []
     for ids in samples:
         reason = encoder.unusable(ids[:-1] if ids[-1:] == [encoder.eos] else ids)
@@ -120,12 +120,12 @@ def replay(path, task, gen, count, model, tokenizer, encoder, sampling, **option
             rejected[reason] += 1
         else:
             kept.append(ids)
-    write(path, kept, tokenizer, encoder, task)
+    write_samples(path, kept, tokenizer, encoder, task)
     unfinished = sum(ids[-1] != encoder.eos for ids in kept)
     report = dict(asked=count, kept=len(kept), unfinished=unfinished, rejected=dict(rejected), settings=settings)
     # The report is written last: if it exists, the samples are complete.
     write_json(beside, report)
-    return read(path, encoder, gen, task), report
+    return read_samples(path, encoder, gen, task), report
 
 
 _REGENERATED = "remove the file: the samples will be generated again"
@@ -141,7 +141,7 @@ def _report(path, settings):
     return report if is_complete and report["settings"] == settings else None
 
 
-def write(path, samples, tokenizer, encoder, task):
+def write_samples(path, samples, tokenizer, encoder, task):
     """Write samples, one per line: texts for the reader, ids for training."""
     with atomic_write(path) as file:
         for ids in samples:
@@ -155,11 +155,11 @@ def write(path, samples, tokenizer, encoder, task):
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def read(path, encoder, gen, task):
-    """The rows of the samples in a file that `write` wrote.
+def read_samples(path, encoder, gen, task):
+    """The rows of the samples in a file that `write_samples` wrote.
 
     Raises:
-        UserError: a line was not written by `write`, or holds ids that the model does not know.
+        UserError: a line was not written by `write_samples`, or holds ids that the model does not know.
     """
     rows = []
     with open(path, encoding="utf-8") as file:

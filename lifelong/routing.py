@@ -10,7 +10,7 @@ so banks, routing and checkpoints work as in every attached model. In both cases
 tokens, and a task's own adapter is not updated in a step in which no row goes through it.
 """
 
-from versatile.adapters.attach import owners as owned
+from versatile.adapters import attach
 from versatile.adapters.methods.base import added_parameters, copy_adapter
 from versatile.adapters.methods.registry import BARE
 from versatile.utils.errors import UserError
@@ -42,7 +42,7 @@ def adapter_name(task):
     return task.replace(".", "_")
 
 
-def hold_empty_rows(model):
+def freeze_empty_tables(model):
     """Freeze tables without rows, so that optimizers and processes need not handle them."""
     for name, p in model.named_parameters():
         if "rows.tasks." in name and not p.numel():
@@ -83,11 +83,11 @@ def train_adapters(model, tasks):
             p.requires_grad_(method.owner(name) in trained)
 
 
-def owners(model, tasks):
+def parameters_of_tasks(model, tasks):
     """{task: the parameters that only its rows go through}; {} if the tasks share all parameters."""
     if is_shared(model):
         return {}
-    parameters = owned(model)
+    parameters = attach.parameters_of_tasks(model)
     return {task: parameters[adapter_name(task)] for task in tasks}
 
 

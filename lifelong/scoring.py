@@ -15,7 +15,7 @@ from versatile.data import question_tasks as tasks
 from versatile.data.own_tasks import register_own_tasks
 from versatile.lifelong import learning, routing, sequence
 from versatile.lifelong.answers import Predictor, check_fit
-from versatile.lifelong.batches import BackOff
+from versatile.lifelong.batches import HalvingOnOutOfMemory
 from versatile.lifelong.matrix import InferredTasks, Matrix, heat_map, markdown, side_by_side, summary
 from versatile.lifelong.strategies import get_strategy
 from versatile.lifelong.task_inference import EXAMPLES, WORDS, EmbeddingInference, PerplexityInference
@@ -124,7 +124,7 @@ def open_sequence_run(folder):
                         remedy=error.remedy) from error  # fmt: skip
     register_own_tasks(vars(flags).get("task_definitions") or ())
     stages = sequence.stages(flags)
-    finished = sequence.Progress(folder, None).finished
+    finished = sequence.SequenceProgress(folder, None).finished
     sequence.check_models(folder, flags, finished)
     for stage in stages:
         if stage not in finished and not sequence.is_model(sequence.stage_directory(folder, stage)):
@@ -199,10 +199,11 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
             epochs = [(str(number), path) for number, path in sequence.find_epochs(folder).items()]
             models = dict(epochs[:-1]) | models
         load = {epoch: make_loader(path, run, config) for epoch, path in models.items()}
-        asked = config if stage == stages[-1] else replace(config, shown=0)
+        stage_config = config if stage == stages[-1] else replace(config, shown=0)
         trained = names[: stages.index(stage) + 1] if stages == names else names
-        asked_splits = {name: splits[name] for name in trained} if config.trained_only else splits
-        task_scores, guesses = stage_scores(sequence.stage_directory(output, stage), load, asked_splits, asked, trained)
+        stage_splits = {name: splits[name] for name in trained} if config.trained_only else splits
+        stage_output = sequence.stage_directory(output, stage)
+        task_scores, guesses = stage_scores(stage_output, load, stage_splits, stage_config, trained)
         rows.append([task_scores[name][split.task.metric].value if name in task_scores else None
                      for name, split in splits.items()])  # fmt: skip
         inferred.append([guesses.get(name, (None, None)) for name in names])
@@ -272,16 +273,16 @@ def score_inferred(folder, predictor, splits, config, trained, known):
     inferred, written = {}, {}
     for name, split in splits.items():
         own, right = known[name], None
-        if config.inference.can_tell(predictor.model):
+        if config.inference.can_distinguish_tasks(predictor.model):
             infer = partial(config.inference.infer, predictor, split.qas, trained)
-            tasks = BackOff(config.batch_size, "--test_batch_size").run(infer)
+            tasks = HalvingOnOutOfMemory(config.batch_size, "--test_batch_size").run(infer)
             right = 100 * sum(task == name for task in tasks) / len(tasks)
             if not routing.is_shared(predictor.model):
                 own = answer_and_score(predictor, split, config, folder / f"qa_{name}_inferred.csv", tasks)
         inferred[name] = own[split.task.metric].value, right
         written[name] = dict(by=config.inference_name, inferred_rightly=right, **metrics.to_json(own))
-        told = "the tasks cannot be distinguished" if right is None else f"{right:.1f} % of the tasks right"
-        print(f"{folder.name}, task inferred: {name}: {split.task.metric} {own[split.task.metric].value:.2f}, {told}",
+        note = "the tasks cannot be distinguished" if right is None else f"{right:.1f} % of the tasks right"
+        print(f"{folder.name}, task inferred: {name}: {split.task.metric} {own[split.task.metric].value:.2f}, {note}",
               flush=True)  # fmt: skip
     return inferred, written
 
@@ -294,10 +295,10 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     """
 
     def work(size):
-        asked = dict(sampling=config.sampling, batch_size=size, task=tasks or split.name)
-        return evaluate_tasks(predictor, [split], asked)[0][split.name]
+        decoding = dict(sampling=config.sampling, batch_size=size, task=tasks or split.name)
+        return evaluate_tasks(predictor, [split], decoding)[0][split.name]
 
-    result = BackOff(config.batch_size, "--test_batch_size").run(work)
+    result = HalvingOnOutOfMemory(config.batch_size, "--test_batch_size").run(work)
     texts, logs = result.predictions.texts, result.predictions.values
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
@@ -314,16 +315,16 @@ def answer_and_score(predictor, split, config, path, tasks=None):
     return result.scores
 
 
-def write_matrix(folder, matrices, records, title, asked):
+def write_matrix(folder, matrices, records, title, evaluation):
     """matrix.json, matrix.md and matrix.png of one or several runs.
 
     Args:
         records: what `run_records.make_record` returns for each run.
-        asked: dict(split, limit, ref1, decoding): which questions were asked, and how they were answered.
+        evaluation: dict(split, limit, ref1, decoding): which questions were asked, and how they were answered.
     """
     folder = Path(folder)
     seeds = [record["seed"] for record in records]
-    write_json(folder / "matrix.json", summary(matrices, seeds) | dict(records=records) | asked)
+    write_json(folder / "matrix.json", summary(matrices, seeds) | dict(records=records) | evaluation)
     with atomic_write(folder / "matrix.md") as file:
         file.write(markdown(matrices) + describe_inference(matrices) + FORMULAS)
     heat_map(folder / "matrix.png", matrices, title)

@@ -40,7 +40,7 @@ from versatile.utils.stored_flags import REMEDY, rename_settings, restore_flags
 FRESH, PREVIOUS = "fresh", "previous"
 STATE, FINAL = "sequence.json", "final"
 # Flags that define a different run of the same tasks are appended to the published name.
-VARIANTS = ("distil", "seq_distil", *strategies.naming_names())
+VARIANTS = ("distil", "seq_distil", *strategies.naming_flags())
 # Flags that may differ when a sequence is resumed, in addition to those of training.experiment.
 FREE = {"resume", "n_gpus", "output_dir", "model_dir_root", "skip_tasks", "keep_checkpoints", "save_steps",
         "only_final", "push_to_hub", "init_fingerprint", "cache_dir", "report_to"}  # fmt: skip
@@ -194,7 +194,7 @@ PROGRESS = schema.Record(fields={
 })  # fmt: skip
 
 
-class Progress:
+class SequenceProgress:
     """Which stages of a sequence are finished.
 
     Args:

@@ -30,7 +30,7 @@ class Subspaces:
         """L_orth = Σ_{i < t} ‖A_i A_tᵀ‖² over all updates (equation 8; A_i [r, in] holds a basis of the subspace)."""
         return sum((u.A[self.before].detach() @ u.A[self.own].T).square().sum() for u in self.updates)
 
-    def hold_others(self, optimizer):
+    def freeze_other_subspaces(self, optimizer):
         """Keep gradients and weight decay from changing the other tasks' parts, until `release`."""
         for update in self.updates:
             for p, dim in ((update.A, 0), (update.B, 1)):
@@ -47,7 +47,7 @@ class Subspaces:
             p.copy_(torch.where(own, p, start))
 
     def release(self):
-        """Undo `hold_others`."""
+        """Undo `freeze_other_subspaces`."""
         for handle in self.handles:
             handle.remove()
         self.handles, self.others = [], []

@@ -32,7 +32,7 @@ class PerplexityInference:
     def __init__(self, is_generator, add_task_tokens, lead_bos=False):
         self.is_generator, self.add_task_tokens, self.lead_bos = is_generator, add_task_tokens, lead_bos
 
-    def can_tell(self, model):
+    def can_distinguish_tasks(self, model):
         """Whether anything distinguishes the tasks in a model: parameters, or start tokens that the model reads."""
         reads_start = self.is_generator or model.config.is_encoder_decoder
         return not routing.is_shared(model) or (self.add_task_tokens and reads_start)
@@ -78,7 +78,7 @@ class EmbeddingInference:
     def __init__(self, examples):
         self.examples = examples
 
-    def can_tell(self, model):
+    def can_distinguish_tasks(self, model):
         """See `PerplexityInference`."""
         return True
 

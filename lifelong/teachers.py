@@ -15,9 +15,9 @@ from versatile.data import question_samples as samples
 from versatile.data.encoders.question_answer import gen_token
 from versatile.data.files import fingerprint
 from versatile.lifelong import answers, routing, sequence
-from versatile.lifelong.batches import BackOff
+from versatile.lifelong.batches import HalvingOnOutOfMemory
 from versatile.training.distillation import check_same_vocabulary
-from versatile.training.experiment import say
+from versatile.training.experiment import print_once
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
 from versatile.utils.progress import Progress
@@ -101,7 +101,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
     Raises:
         UserError: the teacher cannot teach this model.
     """
-    model, tokenizer = checkpoint.load(folder)
+    model, tokenizer = checkpoint.load_checkpoint(folder)
     check_teacher_task(model, folder, task)
     positions = max_length_of(model)
     if positions < student.positions:
@@ -147,7 +147,7 @@ def check_teachers(student, teachers, args):
         load_teacher(student, folder, task, args)
 
 
-def distilled(args, task, folder, dtype):
+def write_teacher_texts(args, task, folder, dtype):
     """The file of a teacher's answers to a task's training questions, written if it does not exist.
 
     Args:
@@ -160,8 +160,8 @@ def distilled(args, task, folder, dtype):
     key = content_key([contents(qas), fingerprint(sequence.find_weights(folder)), args.max_len, str(dtype), "greedy"])
     path = Path(folder) / f"distil_{key}.json"
     with idist.one_rank_first():
-        there = path.exists()
-        if not there:
+        exists = path.exists()
+        if not exists:
             teacher = answers.Predictor.load(folder, idist.device(), dtype, args.max_len)
             check_teacher_task(teacher.model, folder, task.name)
 
@@ -169,10 +169,10 @@ def distilled(args, task, folder, dtype):
                 with Progress(len(qas), f"texts of the teacher of {task.name}") as done:
                     return answers.answer(teacher, qas, batch_size=size, progress=done, task=task.name)[0]
 
-            texts = BackOff(32, "questions at once", say=say).run(work)
-            samples.save(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
+            texts = HalvingOnOutOfMemory(32, "questions at once", print_line=print_once).run(work)
+            samples.save_samples(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
     texts = f"{counted(len(qas), 'text')} of the teacher"
-    say(f"{task.name}: {texts} {'already in ' if there else 'in '}{path}")
+    print_once(f"{task.name}: {texts} {'already in ' if exists else 'in '}{path}")
     return path
 
 

@@ -13,7 +13,7 @@ MARKERS = {t: get_task(t).markers for t in BOTTLENECKS}
 
 
 def attached(name="tiny-gpt2", bottlenecks=BOTTLENECKS, markers=MARKERS, seed=0):
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     torch.manual_seed(seed)
     return attach(model, tokenizer, markers, bottlenecks), tokenizer
 

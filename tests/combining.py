@@ -23,7 +23,7 @@ def lively(name):
     """A backbone whose outputs depend on the input; a tiny one's do not, as its weights are too small."""
     folder = Path(os.environ["VERSATILE_CACHE"]) / f"lively-{name}"
     if not folder.exists():
-        model, tokenizer = backbones.load(name)
+        model, tokenizer = backbones.load_backbone(name)
         noise = torch.Generator().manual_seed(1)
         for p in model.parameters():
             p.data += 0.3 * torch.randn(p.shape, generator=noise) * (p.ndim > 1)
@@ -34,14 +34,14 @@ def lively(name):
 
 def trained(folder, tasks, backbone="tiny-gpt2", seed=0, history=3, **more):
     """A directory as training leaves it; the tasks' trained weights are random."""
-    model, tokenizer = backbones.load(lively(backbone) if backbone in NAMES else str(backbone))
+    model, tokenizer = backbones.load_backbone(lively(backbone) if backbone in NAMES else str(backbone))
     markers = {task: get_task(task).markers for task in tasks}
     attach(model, tokenizer, markers, {task: TASKS.get(task, 6) for task in tasks}, **more)
     model.info.histories = {task: history for task in tasks if get_task(task).max_history}
     noise = torch.Generator().manual_seed(seed)
     for p in trainable(model).values():
         p.data += 0.1 * torch.randn(p.shape, generator=noise)
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return folder
 
 
@@ -56,13 +56,13 @@ def combined(output, sources, *more):
 
 def answers(directory, task, count=3):
     """`answered` by the model of a directory."""
-    return answered(*checkpoint.load(directory, task), task, count)
+    return answered(*checkpoint.load_checkpoint(directory, task), task, count)
 
 
 def answered(model, tokenizer, task, count=3):
     """(scores on base and own columns, greedy outputs) for a task's samples, one task in a batch."""
     form = get_task(task)
-    found = instances.read(SAMPLES / f"{task}.json", "valid", form, form.read_options(decoding=True), count)
+    found = instances.read_instances(SAMPLES / f"{task}.json", "valid", form, form.read_options(decoding=True), count)
     prompts, _ = instances.prompts(form, model.task_id(task), tokenizer, found, 256, 12)
     with torch.no_grad():
         scores = [combine._scores(model, tokenizer, task, (p.ids, p.types)) for p in prompts]

@@ -23,8 +23,8 @@ def questions(task, count, start=0):
 def write(folder, tasks=("ag", "sst"), train=10, test=4):
     """Write the files of these tasks; returns the folder."""
     for task in tasks:
-        samples.save(folder / TASKS[task].filename("train"), questions(task, train))
-        samples.save(folder / TASKS[task].filename("test"), questions(task, test, start=train))
+        samples.save_samples(folder / TASKS[task].filename("train"), questions(task, train))
+        samples.save_samples(folder / TASKS[task].filename("test"), questions(task, test, start=train))
     return folder
 
 

@@ -20,7 +20,7 @@ def both(request):
 
 def test_an_adapter_file_holds_what_was_trained_and_nothing_else(tmp_path):
     model, tokenizer = attached("tiny-llama")
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     saved = load_file(tmp_path / "adapter_model.safetensors")
     expected = {f"{kind}.{task}" for kind in ("rows", "output_rows") for task in BOTTLENECKS}
     for layer in range(2):
@@ -40,8 +40,8 @@ def test_a_saved_model_comes_back_with_nothing_typed(both, tmp_path, bottlenecks
     model, tokenizer = attached(name, bottlenecks)
     for p in trainable(model).values():
         p.data.add_(0.01 * torch.randn_like(p))
-    checkpoint.save(model, tokenizer, tmp_path)
-    again, words = checkpoint.load(tmp_path, "mt")
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
+    again, words = checkpoint.load_checkpoint(tmp_path, "mt")
     given = batch(tokenizer, tasks=(0, 1))
     with torch.no_grad():
         torch.testing.assert_close(cross_entropy(again, given), cross_entropy(model.eval(), given), atol=0, rtol=0)
@@ -49,16 +49,16 @@ def test_a_saved_model_comes_back_with_nothing_typed(both, tmp_path, bottlenecks
     assert again.info == model.info
     assert checkpoint.peek(tmp_path)
     with pytest.raises(UserError, match=r"holds the task\(s\) nlg, mt, not 'qa'") as caught:
-        checkpoint.load(tmp_path, "qa")
+        checkpoint.load_checkpoint(tmp_path, "qa")
     assert caught.value.expected == "--task with one of nlg, mt"
     with pytest.raises(UserError, match=r"--teacher x: the checkpoint holds") as caught:
-        checkpoint.load(tmp_path, "qa", flag="--teacher x")
+        checkpoint.load_checkpoint(tmp_path, "qa", flag="--teacher x")
     assert "--task" not in str(caught.value) and "trained for 'qa'" in caught.value.expected
 
 
 def test_a_fully_trained_model_is_an_ordinary_transformers_directory(tmp_path):
     model, tokenizer = attached(bottlenecks=None)
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(plain) is GPT2LMHeadModel
     ids = torch.arange(12)[None]
@@ -68,7 +68,7 @@ def test_a_fully_trained_model_is_an_ordinary_transformers_directory(tmp_path):
 
 def saved(tmp_path):
     model, tokenizer = attached()
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     return tmp_path
 
 
@@ -82,17 +82,17 @@ def test_damaged_or_foreign_adapter_files_are_one_clear_error(tmp_path):
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="not a readable safetensors file"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     weights.unlink()
     with pytest.raises(UserError, match="no such file"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     weights.write_bytes(whole)
     edit(path / "adapter_config.json", base_model_fingerprint="0" * 16)
     with pytest.raises(UserError, match="fingerprint"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     (path / "adapter_config.json").write_text("{")
     with pytest.raises(UserError, match="not valid json"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
 
 
 def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path):
@@ -109,7 +109,7 @@ def test_missing_unexpected_and_misshapen_tensors_are_named(tmp_path):
     for broken, message in cases:
         save_file(broken, weights)
         with pytest.raises(UserError, match=message):
-            checkpoint.load(path)
+            checkpoint.load_checkpoint(path)
 
 
 def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
@@ -121,4 +121,4 @@ def test_an_adapter_that_changes_nothing_is_refused(tmp_path):
         {k: torch.zeros_like(v) if ".up." in k else v for k, v in state.items()}, path / "adapter_model.safetensors"
     )
     with pytest.raises(UserError, match="changes nothing"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)

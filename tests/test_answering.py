@@ -107,7 +107,7 @@ def test_a_classifier_answers_with_the_class_and_its_probability(classifier, mon
 @torch.no_grad()
 def head_scores(folder, task_id, first, second):
     """The scores of two sentences, from a model loaded by itself."""
-    model, tokenizer = bert.load(folder)
+    model, tokenizer = bert.load_classifier(folder)
     row = PairEncoder(tokenizer, 32).encode(get_task("rte"), GlueExample(0, first, second, None, ""))
     ids, types = torch.tensor([row.ids]), torch.tensor([row.types])
     return model(ids, token_type_ids=types, task_ids=torch.tensor([task_id])).scores[0]

@@ -81,17 +81,17 @@ def test_every_linear_map_of_a_block_is_a_projection():
 
 def test_a_new_family_trains_saves_and_loads_with_no_other_file_touched(tmp_path):
     folder, (model, _) = tmp_path / "neox", tiny("gpt_neox")
-    tokenizer = backbones.load("tiny-gpt2")[1]
+    tokenizer = backbones.load_backbone("tiny-gpt2")[1]
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    model, tokenizer = backbones.load(folder)
+    model, tokenizer = backbones.load_backbone(folder)
     attach(model, tokenizer, {t: get_task(t).markers for t in ("nlg", "mt")}, {"nlg": 4, "mt": 6})
     ids, task_ids = torch.randint(0, 80, (4, 9)), torch.tensor([0, 1, 1, 0])
     cross_entropy(model, dict(input_ids=ids, labels=ids, task_ids=task_ids)).backward()
     assert all(p.grad.any() for n, p in model.named_parameters() if p.requires_grad and ".rows." not in n)
-    checkpoint.save(model.eval(), tokenizer, tmp_path / "saved")
-    again, _ = checkpoint.load(tmp_path / "saved")
+    checkpoint.save_checkpoint(model.eval(), tokenizer, tmp_path / "saved")
+    again, _ = checkpoint.load_checkpoint(tmp_path / "saved")
     with torch.no_grad():
         out = model(input_ids=ids, task_ids=task_ids).logits
         assert torch.equal(again(input_ids=ids, task_ids=task_ids).logits, out)

@@ -39,13 +39,13 @@ def test_minilm_is_read_where_its_package_lies():
 
 
 def test_minilm_that_is_missing_or_broken_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(bundled, "MINILM_PLACES", (("no_such_package", "model"),))
+    monkeypatch.setattr(bundled, "MINILM_LOCATIONS", (("no_such_package", "model"),))
     with pytest.raises(UserError, match="not installed"):
         bundled.folder("minilm")
     (tmp_path / "broken_minilm").mkdir()
     (tmp_path / "broken_minilm" / "__init__.py").write_text("raise SystemExit('a package is not run')")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(bundled, "MINILM_PLACES", (("broken_minilm", ""),))
+    monkeypatch.setattr(bundled, "MINILM_LOCATIONS", (("broken_minilm", ""),))
     with pytest.raises(UserError, match="no such file"):
         bundled.folder("minilm")
     (tmp_path / "broken_minilm" / "model.safetensors").write_bytes(b"short")
@@ -57,4 +57,4 @@ def test_minilm_that_is_missing_or_broken_is_refused(tmp_path, monkeypatch):
 def test_a_script_that_generates_refuses_a_bert(name, monkeypatch):
     monkeypatch.setattr(bundled, "minilm_folder", lambda: bundled.folder("tiny-bert"))
     with pytest.raises(UserError, match="'bert' is not supported"):
-        backbones.load(name)
+        backbones.load_backbone(name)

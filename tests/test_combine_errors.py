@@ -23,7 +23,7 @@ def gpt2(tmp_path_factory):
 
 def other_backbone(folder, **config):
     """A backbone like tiny-gpt2 except for its config; equal weights where the shapes match."""
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     changed = type(model.config)(**{**model.config.to_dict(), **config})
     type(model)(changed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -32,7 +32,7 @@ def other_backbone(folder, **config):
 
 def other_tokenizer(folder):
     """tiny-gpt2 with two tokens swapped."""
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     stored = json.loads((folder / "tokenizer.json").read_text())
@@ -43,9 +43,9 @@ def other_tokenizer(folder):
 
 
 def finetuned(folder):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach(model, tokenizer, {"nlg": get_task("nlg").markers})
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return folder
 
 
@@ -159,7 +159,7 @@ def test_nothing_else_in_a_directory_is_lost_by_adding_to_it(gpt2, tmp_path, cap
     assert "it also holds learning_curve.png, which would be lost" in error and "--output VLM" in error
     assert contents(run) == before and [p.name for p in tmp_path.iterdir()] == ["run"]
     combine_all.main([*argv, "--output", str(tmp_path / "vlm")])
-    assert checkpoint.load(tmp_path / "vlm")[0].info.tasks == ["mt", "nlg"] and contents(run) == before
+    assert checkpoint.load_checkpoint(tmp_path / "vlm")[0].info.tasks == ["mt", "nlg"] and contents(run) == before
 
 
 def test_a_training_run_is_added_to_in_another_directory_as_the_remedy_says(gpt2, tmp_path, capsys):
@@ -175,14 +175,14 @@ def test_a_training_run_is_added_to_in_another_directory_as_the_remedy_says(gpt2
         error, remedy, out = capsys.readouterr().err, f"--into {run} --output VLM", tmp_path / flag
         assert said in error and remedy in error, error
         combine_all.main([*argv, *remedy.replace("VLM", str(out)).split()])
-        assert checkpoint.load(out)[0].info.tasks == ["mt", "nlg"] and contents(run) == before
+        assert checkpoint.load_checkpoint(out)[0].info.tasks == ["mt", "nlg"] and contents(run) == before
 
 
 def test_a_vlm_behind_a_link_is_replaced_where_it_lies(gpt2, tmp_path):
     vlm, link = combined(tmp_path / "vlm", {"mt": gpt2["mt"]}), tmp_path / "link"
     link.symlink_to("vlm")
     combine_all.main(["--into", str(link), "--checkpoints", f"nlg={gpt2['nlg']}", *QUICK])
-    assert link.is_symlink() and checkpoint.load(vlm)[0].info.tasks == ["mt", "nlg"]
+    assert link.is_symlink() and checkpoint.load_checkpoint(vlm)[0].info.tasks == ["mt", "nlg"]
 
 
 def test_a_task_of_another_version_is_refused(gpt2, tmp_path, monkeypatch, capsys):

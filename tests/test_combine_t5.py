@@ -29,20 +29,20 @@ OWNED = ("adapters", *t5.PORT_METHODS)
 
 def trained(folder, tasks, method="lora", seed=0, flags=(), backbone="tiny-t5", **settings):
     """A directory as train_t5.py leaves it; the tasks' trained weights are random."""
-    model, tokenizer = t5.load_backbone(lively(backbone))
+    model, tokenizer = t5.load_t5_of_name(lively(backbone))
     t5.attach(model, tasks, t5.T5Settings(method=method, **settings))
     noise = torch.Generator().manual_seed(seed)
     for p in model.parameters():
         if p.requires_grad:
             p.data += 0.3 * torch.randn(p.shape, generator=noise)
-    t5.save(model, tokenizer, folder)
+    t5.save_t5(model, tokenizer, folder)
     write_json(folder / "run.json", dict(flags=FLAGS | dict(flags, tasks=tasks)))
     return folder
 
 
 def answers(directory, task):
     """(logits, greedy outputs) of a task's batch by the model of a directory."""
-    model, _ = t5.load(directory)
+    model, _ = t5.load_t5(directory)
     ids = torch.randint(3, 400, (6, 9), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     mask[1::2, -3:] = 0
@@ -79,7 +79,7 @@ def test_methods_and_settings_may_differ_and_one_more_task_joins_later(tmp_path)
     before = {task: answers(both, task) for task in ("qnli", "rte")}
     argv = ["--into", both, "--checkpoints", f"mrpc={named}", f"sst2={prompt}", *QUICK]
     combine_all.main(list(map(str, argv)))
-    model, _ = t5.load(both)
+    model, _ = t5.load_t5(both)
     assert model.tasks == ["qnli", "rte", "mrpc", "sst2"] and model.settings.method == "combined"
     assert [model.methods[task]["method"] for task in model.tasks] == ["lora", "adapters", "adapters", "prompt"]
     assert model.methods["qnli"]["lora_rank"] == 3 and model.methods["rte"]["reduction_factor"] == 8
@@ -93,7 +93,7 @@ def test_methods_and_settings_may_differ_and_one_more_task_joins_later(tmp_path)
 def test_a_mixed_batch_equals_its_rows_alone(tmp_path):
     runs = {task: trained(tmp_path / task, [task], method) for task, method in
             (("rte", "adapters"), ("mrpc", "adapters"), ("cola", "ia3"))}  # fmt: skip
-    model, _ = t5.load(combined(tmp_path / "all", runs))
+    model, _ = t5.load_t5(combined(tmp_path / "all", runs))
     ids = torch.randint(3, 400, (6, 9), generator=torch.Generator().manual_seed(1))
     batch = dict(input_ids=ids, labels=ids[:, :4].clone(), task_ids=torch.arange(6) % 3)
     with torch.no_grad():
@@ -122,8 +122,8 @@ def test_runs_of_train_t5_are_combined_and_scored_as_they_were(tmp_path):
 
 
 def other_kind(folder):
-    model, tokenizer = bert.build("tiny-bert", {"cola": 2}, None, 32, 0, "lora")
-    bert.save(model, tokenizer, folder)
+    model, tokenizer = bert.build_classifier("tiny-bert", {"cola": 2}, None, 32, 0, "lora")
+    bert.save_classifier(model, tokenizer, folder)
     return folder
 
 
@@ -279,4 +279,4 @@ def test_a_method_that_no_task_can_have_for_itself_is_refused(method, said, tmp_
     manifest["methods"]["rte"] = dict(method=method)
     (both / "adapter_config.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=said):
-        t5.load(both)
+        t5.load_t5(both)

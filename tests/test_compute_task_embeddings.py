@@ -73,8 +73,8 @@ def test_an_embedding_is_the_mean_over_examples_of_the_mean_over_tokens(tmp_path
     from versatile.adapters import t5
     from versatile.data import text_to_text
 
-    model, tokenizer = t5.load_backbone("tiny-t5")
-    texts = text_to_text.load("rte", "train", data_dir=GLUE, seed=42, n_obs=12)["source"]
+    model, tokenizer = t5.load_t5_of_name("tiny-t5")
+    texts = text_to_text.load_rows("rte", "train", data_dir=GLUE, seed=42, n_obs=12)["source"]
     assert not texts[0].startswith("rte")
     one_by_one = []
     for text in texts:
@@ -108,7 +108,7 @@ def test_training_takes_them_and_leaves_them_as_they_are(tmp_path):
     assert result.code == 0, result.err
     from versatile.adapters import t5
 
-    model, _ = t5.load(tmp_path / "run")
+    model, _ = t5.load_t5(tmp_path / "run")
     held = dict(model.task_embedding_controller.task_to_embeddings.named_parameters())
     np.testing.assert_array_equal(held["rte"].detach().numpy(), np.load(tmp_path / "vectors" / "rte.npy"))
     wrong = run(

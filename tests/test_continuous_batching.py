@@ -36,7 +36,7 @@ def lively(model, tokenizer, methods, noise=0.3):
 
 def small(kind):
     """A random model of another family, with the tokenizer of tiny-gpt2."""
-    tokenizer = loading.load("tiny-gpt2")[1]
+    tokenizer = loading.load_backbone("tiny-gpt2")[1]
     torch.manual_seed(1)
     sizes = dict(vocab_size=len(tokenizer), initializer_range=0.1)
     if kind == "openai-gpt":
@@ -83,7 +83,7 @@ def check(model, tokenizer, monkeypatch, **options):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_in_mixed_batches(backbone, method, monkeypatch):
     tasks = dict.fromkeys(("nlg", "mt", "qa"), method)
-    check(*lively(*loading.load(backbone), tasks, 0.1 if method == "prompt" else 0.3), monkeypatch)
+    check(*lively(*loading.load_backbone(backbone), tasks, 0.1 if method == "prompt" else 0.3), monkeypatch)
 
 
 @pytest.mark.parametrize("kind", ["openai-gpt", "gpt-neox"])
@@ -94,17 +94,17 @@ def test_other_families(kind, monkeypatch):
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-t5"])
 def test_tasks_of_several_methods(backbone, monkeypatch):
     methods = dict(zip(("nlg", "mt", "qa"), ("bottleneck", "prompt", "ia3")))
-    check(*lively(*loading.load(backbone), methods), monkeypatch)
+    check(*lively(*loading.load_backbone(backbone), methods), monkeypatch)
 
 
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
 def test_self_copy(backbone, monkeypatch):
-    model, tokenizer = lively(*loading.load(backbone), dict.fromkeys(("nlg", "mt"), "bottleneck"))
+    model, tokenizer = lively(*loading.load_backbone(backbone), dict.fromkeys(("nlg", "mt"), "bottleneck"))
     check(pointer.add(model).eval(), tokenizer, monkeypatch)
 
 
 def test_a_minimum_length(monkeypatch):
-    check(*lively(*loading.load("tiny-gpt2"), dict.fromkeys(("nlg", "mt"), "lora")), monkeypatch, min_length=4)
+    check(*lively(*loading.load_backbone("tiny-gpt2"), dict.fromkeys(("nlg", "mt"), "lora")), monkeypatch, min_length=4)
 
 
 def test_a_row_that_has_ended_stays_within_the_positions(monkeypatch):
@@ -115,13 +115,13 @@ def test_a_row_that_has_ended_stays_within_the_positions(monkeypatch):
 
 
 def test_what_generate_alone_can_do_goes_through_it():
-    model, _ = loading.load("tiny-gpt2")
+    model, _ = loading.load_backbone("tiny-gpt2")
     assert continuous_batching.is_supported(model, Decoding())
     assert not continuous_batching.is_supported(model, Decoding(num_beams=2))
     assert not continuous_batching.is_supported(model, Decoding(no_sample=False))
     model.generation_config.repetition_penalty = 1.3
     assert not continuous_batching.is_supported(model, Decoding())
-    assert continuous_batching.is_supported(loading.load("tiny-t5")[0], Decoding())
+    assert continuous_batching.is_supported(loading.load_backbone("tiny-t5")[0], Decoding())
 
 
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
@@ -129,7 +129,7 @@ def test_what_generate_alone_can_do_goes_through_it():
 def test_beams_of_prompts_that_are_read_once(backbone, method, monkeypatch):
     from versatile.training import decoding
 
-    model, tokenizer = lively(*loading.load(backbone), dict.fromkeys(("nlg", "mt"), method))
+    model, tokenizer = lively(*loading.load_backbone(backbone), dict.fromkeys(("nlg", "mt"), method))
     prompts, options = make_prompts(tokenizer, 7, tasks=2), Decoding(max_length=6, num_beams=3, batch_size=6)
     widths = []
     handle = model.base_model.register_forward_pre_hook(
@@ -178,7 +178,7 @@ def test_a_cpu_that_cannot_reorder_matrices_in_bf16_decodes_with_them_as_they_ar
     supported = SimpleNamespace(_is_mkldnn_bf16_supported=lambda: False)
     monkeypatch.setattr(packed.torch.ops, "mkldnn", supported)
     assert packed.can_reorder(torch.float32) and not packed.can_reorder(torch.bfloat16)
-    model, _ = lively(*loading.load("tiny-gpt2"), dict.fromkeys(("nlg", "mt"), "lora"))
+    model, _ = lively(*loading.load_backbone("tiny-gpt2"), dict.fromkeys(("nlg", "mt"), "lora"))
     prepare_for_inference(model, torch.device("cpu"), torch.bfloat16)
     with packed.pack_products(model, 32, 100, torch.bfloat16):
         assert not any("forward" in vars(m) or "product" in vars(m) for m in model.modules())
@@ -188,17 +188,17 @@ def test_a_cpu_that_cannot_reorder_matrices_in_bf16_decodes_with_them_as_they_ar
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
 def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(backbone, dtype):
     from versatile.adapters.inference import prepare_for_inference
-    from versatile.adapters.packed import FEWEST_ROWS, WORTH, can_reorder, pack_products
+    from versatile.adapters.packed import MIN_FORWARDS, MIN_ROWS, can_reorder, pack_products
     from versatile.utils.devices import autocast
 
     if not can_reorder(dtype):
         pytest.skip(f"this CPU does not reorder matrices in {dtype}")
-    model, _ = lively(*loading.load(backbone), dict.fromkeys(("nlg", "mt"), "lora"))
+    model, _ = lively(*loading.load_backbone(backbone), dict.fromkeys(("nlg", "mt"), "lora"))
     prepare_for_inference(model, torch.device("cpu"), dtype)
     given = dict(input_ids=torch.arange(24).view(3, 8) + 5, task_ids=torch.tensor([0, 1, 0]))
     with torch.no_grad(), autocast(torch.device("cpu"), dtype):
         plain = model(**given).logits
-        with pack_products(model, FEWEST_ROWS, WORTH, dtype):
+        with pack_products(model, MIN_ROWS, MIN_FORWARDS, dtype):
             replaced = [m for m in model.modules() if "forward" in vars(m) or "product" in vars(m)]
             packed = model(**given).logits
         again = model(**given).logits
@@ -207,6 +207,7 @@ def test_frozen_matrices_are_reordered_while_decoding_and_give_the_same_scores(b
     tolerance = 1e-4 if dtype == torch.float32 else 0.05 * float(plain[plain.isfinite()].std())
     torch.testing.assert_close(packed, plain, rtol=tolerance, atol=tolerance)
     assert torch.equal(again, plain) and not torch.equal(packed, torch.zeros_like(plain))
-    for rows, forwards, is_worth_it in ((FEWEST_ROWS, WORTH - 1, False), (1, WORTH, dtype == torch.bfloat16)):
+    half = dtype == torch.bfloat16
+    for rows, forwards, is_worth_it in ((MIN_ROWS, MIN_FORWARDS - 1, False), (1, MIN_FORWARDS, half)):
         with pack_products(model, rows, forwards, dtype):
             assert any("forward" in vars(m) for m in model.modules()) == is_worth_it

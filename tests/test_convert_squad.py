@@ -95,7 +95,7 @@ def test_true_answers_score_100_from_the_real_files_on(tmp_path, shared_data, na
         tables = shared_data / "wikisql" / "dev.tables.reconstructed_headers.jsonl"
         run(tmp_path, "squad-wikisql", "--test", shared_data / "wikisql" / "dev.jsonl", "--tables", tables)
     task = tasks.get_task("woz.en" if name == "woz" else "wikisql")
-    asked_for = samples.load(tasks.find_file(tmp_path / "out", task, "test"), "test")
+    asked_for = samples.load_samples(tasks.find_file(tmp_path / "out", task, "test"), "test")
     load = samples.load_turns if name == "woz" else samples.load_queries
     scores = score(task, [qa.answers[0] for qa in asked_for], asked_for, load(tasks.find_gold(tmp_path / "out", task)))
     assert scores[task.metric].value == 100
@@ -165,9 +165,9 @@ def test_what_rnnlg_holds_comes_back_from_the_reader(tmp_path_factory, rows):
     path = write(folder / "a.json", "# c\n" + json.dumps(rows))
     run(folder, "squad-rnnlg", "--domain", "tv", "--train", path, "--test", path)
     task = tasks.get_task("rnnlg.tv")
-    test = samples.load(tasks.find_file(folder / "out", task, "test"), "test")
+    test = samples.load_samples(tasks.find_file(folder / "out", task, "test"), "test")
     assert [(qa.context, qa.answers) for qa in test] == [(act, (a, b)) for act, a, b in rows]
-    train = samples.load(tasks.find_file(folder / "out", task, "train"), "train")
+    train = samples.load_samples(tasks.find_file(folder / "out", task, "train"), "train")
     assert [(qa.context, *qa.answers) for qa in train] == [(act, text) for act, a, b in rows for text in (a, b)]
 
 
@@ -208,4 +208,4 @@ def test_noise_is_an_error_everywhere(tmp_path_factory, name, data):
         assert caught.location
         assert not [*folder.glob("out/*")]
     else:
-        assert all(samples.load(file, "train") for file in folder.glob("out/*"))
+        assert all(samples.load_samples(file, "train") for file in folder.glob("out/*"))

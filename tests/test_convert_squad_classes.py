@@ -94,7 +94,7 @@ def test_the_other_classification_sets_are_read_as_published(tmp_path, shared_da
         for file in got.values():
             assert not any('\\"' in context or "\\n" in context for context, _, _ in asked(file))
         assert "malformed" not in report
-        assert all(samples.load(tmp_path / name / "out" / file, "train") for file in got)
+        assert all(samples.load_samples(tmp_path / name / "out" / file, "train") for file in got)
 
 
 def test_sst_asks_for_one_of_two_words(tmp_path):

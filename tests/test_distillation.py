@@ -36,7 +36,7 @@ NLG = get_task("nlg")
 
 def attached(tasks=("nlg",), bottlenecks=4, name="tiny-gpt2", seed=0):
     """(model, tokenizer) with noise on all trained weights."""
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     torch.manual_seed(seed)
     widths = None if bottlenecks is None else dict.fromkeys(tasks, bottlenecks)
     attach(model, tokenizer, {t: get_task(t).markers for t in tasks}, widths)
@@ -233,7 +233,7 @@ def test_a_fully_fine_tuned_vlm_teaches_as_the_single_task_model_does(data):
 
 def test_a_released_checkpoint_teaches_as_a_model_of_ours_with_its_weights_does(data, tmp_path):
     folder = released(tmp_path / "released")
-    vlm = checkpoint.load(folder, "nlg")
+    vlm = checkpoint.load_checkpoint(folder, "nlg")
     # A student beside the same backbone, whose tokens are numbered as ours are.
     student = bare_student(vlm, tmp_path)
     assert student[1].convert_tokens_to_ids("<bos_nlg>") != vlm[1].convert_tokens_to_ids("<bos_nlg>")

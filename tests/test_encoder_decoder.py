@@ -42,7 +42,7 @@ def backbone(kind):
     folder = Path(os.environ["VERSATILE_CACHE"]) / f"headed-{kind}"
     if kind == "tiny-t5" or folder.exists():
         return kind if kind == "tiny-t5" else str(folder)
-    model, tokenizer = backbones.load("tiny-t5")
+    model, tokenizer = backbones.load_backbone("tiny-t5")
     names = "vocab_size", "d_model", "d_kv", "d_ff", "num_layers", "num_heads"
     shape = {name: getattr(model.config, name) for name in names} | dict(decoder_start_token_id=0)
     torch.manual_seed(3)
@@ -60,7 +60,7 @@ def backbone(kind):
 
 def attached(name, bottlenecks=BOTTLENECKS, markers=MARKERS, seed=0, noise=0.2, **more):
     """A model in eval mode with noise on the trained weights, so that rows and tasks differ."""
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     torch.manual_seed(seed)
     attach(model, tokenizer, markers, bottlenecks, **more)
     with torch.no_grad():
@@ -145,13 +145,13 @@ def test_tiny_t5_is_a_transformers_directory_that_comes_out_the_same_each_time(t
 
 def test_the_family_is_known_with_its_positions_and_its_scale():
     for kind, positions, scale in (("tiny-t5", 256, 64**-0.5), ("v1.1", 256, 1.0), ("mt5", 1024, 1.0)):
-        model, _ = backbones.load(backbone(kind))
+        model, _ = backbones.load_backbone(backbone(kind))
         family = backbone_of(model.config)
         assert (family.name, family.encoder_decoder) == ("T5", True)
         assert family.max_length(model.config) == positions and family.head_scale(model.config) == scale
         tied = kind == "tiny-t5"
         assert (model.lm_head.weight is model.shared.weight) == tied == model.config.tie_word_embeddings
-        fresh, _ = backbones.load(backbone(kind), random_init=5)
+        fresh, _ = backbones.load_backbone(backbone(kind), random_init=5)
         assert (fresh.lm_head.weight is fresh.shared.weight) == tied == fresh.config.tie_word_embeddings
         assert not torch.equal(fresh.shared.weight, model.shared.weight)
 
@@ -239,7 +239,7 @@ def test_a_table_without_room_grows_and_a_head_of_its_own_stays_one():
     many = {"mt": [f"<m{i}>" for i in range(60)]}
     for kind in KINDS:
         model, tokenizer = attached(backbone(kind), None, many, noise=0.0)
-        bare = backbones.load(backbone(kind))[0]
+        bare = backbones.load_backbone(backbone(kind))[0]
         assert model.shared.weight.shape[0] == model.lm_head.weight.shape[0] == 531 == len(tokenizer)
         assert (model.lm_head.weight is model.shared.weight) == (kind == "tiny-t5")
         assert model.encoder.embed_tokens.weight is model.decoder.embed_tokens.weight is model.shared.weight

@@ -44,8 +44,8 @@ from versatile.utils.errors import UserError
                                                  (None, True)])  # fmt: skip
 def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenecks, freeze, tmp_path):
     model, tokenizer = attached(backbone(kind), bottlenecks, freeze=freeze)
-    checkpoint.save(model, tokenizer, tmp_path / "one")
-    again, words = checkpoint.load(tmp_path / "one", "mt")
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path / "one")
+    again, words = checkpoint.load_checkpoint(tmp_path / "one", "mt")
     batch, asked = rows(tokenizer), prompts(tokenizer)
     with torch.no_grad():
         assert torch.equal(cross_entropy(again, batch), cross_entropy(model, batch))
@@ -75,7 +75,7 @@ def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenec
 
 def test_an_encoders_and_its_decoders_adapters_are_told_apart_in_the_file(tmp_path):
     model, tokenizer = attached("tiny-t5")
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     state = load_file(tmp_path / checkpoint.ADAPTER_WEIGHTS)
     ids, ran = torch.tensor([[3, 4]]), []
     for i, adapters in enumerate(model.added["bottleneck"].blocks):
@@ -96,10 +96,10 @@ def test_heads_of_their_own_are_combined_bit_for_bit(kind, freeze, tmp_path):
     else:
         made = {"nlg": attached(backbone(kind), {"nlg": 5}, {"nlg": MARKERS["nlg"]}, freeze=False)}
     for task, (model, tokenizer) in made.items():
-        checkpoint.save(model, tokenizer, tmp_path / task)
-    sources = [s for t in made for s in combine.read(tmp_path / t, [t])]
-    combine.check(sources)
-    model, tokenizer = combine.build(sources)
+        checkpoint.save_checkpoint(model, tokenizer, tmp_path / task)
+    sources = [s for t in made for s in combine.read_sources(tmp_path / t, [t])]
+    combine.check_sources(sources)
+    model, tokenizer = combine.build_combined_model(sources)
     for task, (own, words) in made.items():
         one, two = ([*t.convert_tokens_to_ids(MARKERS[task]), *range(5, 15)] for t in (tokenizer, words))
         sequence = (one, one, 6), (two, two, 6)
@@ -115,18 +115,19 @@ def test_an_adapter_of_another_kind_of_backbone_is_refused(tmp_path):
     for name, other in (("tiny-t5", "tiny-gpt2"), ("tiny-gpt2", "tiny-t5")):
         model, tokenizer = attached(name) if name == "tiny-t5" else causal(name)
         folder = tmp_path / name
-        checkpoint.save(model, tokenizer, folder)
+        checkpoint.save_checkpoint(model, tokenizer, folder)
         config = json.loads((folder / checkpoint.CONFIG).read_text())
         moved = shutil.copytree(folder, tmp_path / f"{name}-moved")
         (moved / checkpoint.CONFIG).write_text(json.dumps(config | dict(base_model_name_or_path=other)))
         with pytest.raises(UserError, match=rf"the backbone {other} has the fingerprint(.|\n)*trained on"):
-            checkpoint.load(moved)
+            checkpoint.load_checkpoint(moved)
     model, tokenizer = causal("tiny-gpt2", {"qa": 3}, {"qa": get_task("qa").markers})
     with pytest.raises(UserError, match="the model in memory has the fingerprint"):
         checkpoint.load_onto(model, tokenizer, tmp_path / "tiny-t5")
-    sources = [*combine.read(tmp_path / "tiny-gpt2", ["nlg"]), *combine.read(tmp_path / "tiny-t5", ["mt"])]
+    names = {"tiny-gpt2": "nlg", "tiny-t5": "mt"}
+    sources = [source for name, task in names.items() for source in combine.read_sources(tmp_path / name, [task])]
     with pytest.raises(UserError, match=r"model_type is t5(.|\n)*gpt2, as in"):
-        combine.check(sources)
+        combine.check_sources(sources)
 
 
 def test_self_copy_is_refused_in_one_sentence():
@@ -187,7 +188,7 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
     texts = [record["distillated_tgt"] for record in records]
     assert len(set(texts)) > 3
     # The file holds the teacher's output for each input alone.
-    model, tokenizer = checkpoint.load(teacher, "nlg")
+    model, tokenizer = checkpoint.load_checkpoint(teacher, "nlg")
     inference.prepare_for_inference(model, torch.device("cpu"), torch.float32)
     from versatile.data import instances
 
@@ -263,7 +264,7 @@ def test_rows_alone_and_the_tables_alone_can_be_trained(data, tmp_path):
         if kinds:
             assert {n.split(".")[0] for n in tensors(run)} == kinds
         else:
-            bare = backbones.load("tiny-t5")[0].state_dict()
+            bare = backbones.load_backbone("tiny-t5")[0].state_dict()
             moved = {n for n, p in load_file(run / "model.safetensors").items() if not torch.equal(p, bare[n])}
             assert moved == {"shared.weight"}
 
@@ -287,7 +288,7 @@ def test_a_backbone_that_is_not_there_is_told_the_names_that_are(tmp_path):
 
 def test_two_processes_train_what_one_trains_with_twice_the_batch(tmp_path):
     # Dropout's randomness belongs to each process. Of 17 rows one is left for two processes in the end.
-    model, tokenizer = backbones.load("tiny-t5")
+    model, tokenizer = backbones.load_backbone("tiny-t5")
     model.config.dropout_rate = 0.0
     model.save_pretrained(tmp_path / "dry")
     tokenizer.save_pretrained(tmp_path / "dry")

@@ -54,7 +54,7 @@ def loaded(trained, data):
     def make(model, bottleneck):
         if (model, bottleneck) not in made:
             task = get_task("nlg")
-            held, tokenizer = checkpoint.load(trained(model, bottleneck), "nlg")
+            held, tokenizer = checkpoint.load_checkpoint(trained(model, bottleneck), "nlg")
             encoder = MarkerEncoder(tokenizer, 256, reserve=40)
             examples = [e for location, record in iter_records(data, "test") for e in task.examples(record, location)][
                 :8

@@ -122,7 +122,7 @@ def test_answers_in_batches_are_those_of_plain_greedy_search(name, runs):
     texts, pairs = answer(answerer, qas, batch_size=4)
     assert len({len(prompt) for prompt, _ in pairs}) > 2
     logs = log_probabilities(answerer, pairs, batch_size=4)
-    model, tokenizer = checkpoint.load(runs / name / "sst")
+    model, tokenizer = checkpoint.load_checkpoint(runs / name / "sst")
     longest = max(len(ids) for ids in answerer.encoder.tokenize(["World of Sports", "positive", "negative"]))
     eos = answerer.encoder.eos
     added = [i for i in tokenizer.added_tokens_decoder if i != eos]
@@ -207,8 +207,8 @@ def test_what_is_learnt_at_once_has_only_an_end(runs, data):
 def test_true_answers_beside_the_text_are_those_of_the_questions_kept(tmp_path):
     turns = [(f"d_{i}", f"food: thai ; {i}") for i in range(4)]
     order = [2, 0, 3, 1]
-    samples.save(tmp_path / TASKS["woz.en"].filename("test"),
-                 [QA("hello", "What is the change?", (turns[i][1],), i) for i in order])  # fmt: skip
+    samples.save_samples(tmp_path / TASKS["woz.en"].filename("test"),
+                         [QA("hello", "What is the change?", (turns[i][1],), i) for i in order])  # fmt: skip
     (tmp_path / "woz.en_answers.json").write_text(json.dumps(turns))
     part = scoring.read_splits(["woz.en"], tmp_path, "test", limit=2)["woz.en"]
     assert [qa.id for qa in part.qas] == [2, 0] and [turn for turn, _ in part.gold] == ["d_0", "d_2"]
@@ -235,7 +235,7 @@ def test_what_cannot_be_evaluated_is_one_message(runs, data, tmp_path, capsys):
     some = write(tmp_path / "data", tasks=("ag",))
     text = refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
     assert "no sst_to_squad-test-v2.0.json" in text
-    samples.save(some / TASKS["sst"].filename("test"), [QA("a", "b", ("golden " * 60,))])
+    samples.save_samples(some / TASKS["sst"].filename("test"), [QA("a", "b", ("golden " * 60,))])
     text = refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
     assert "an answer has" in text and "sst_to_squad-test-v2.0.json:data[0]" in text and "--max_len" in text
     with_more = text.split("--max_len ")[-1].split()[0].strip(",")
@@ -243,7 +243,7 @@ def test_what_cannot_be_evaluated_is_one_message(runs, data, tmp_path, capsys):
     evaluated("--model_dirs", runs / "one", "--data_dir", some, "--max_len", with_more, "--output_dir", tmp_path / "o")
     assert "an answer has" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", some, "--max_len",
                                       int(with_more) - 1)  # fmt: skip
-    samples.save(some / TASKS["sst"].filename("test"), [QA("a", "b", ("golden " * 6000,))])
+    samples.save_samples(some / TASKS["sst"].filename("test"), [QA("a", "b", ("golden " * 6000,))])
     assert "remove the sample" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", some)
     assert "at least 9" in refused(capsys, "--model_dirs", runs / "one", "--data_dir", data, "--max_len", 3)
 

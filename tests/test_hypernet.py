@@ -114,12 +114,12 @@ def test_a_hypernetwork_of_one_place_gives_the_published_output(case):
 
 @torch.no_grad()
 def test_task_embeddings_give_the_published_vectors():
-    module = hypernet.TaskEmbeddings(["cola", "mrpc", "sst2"], 10, projected=(9, 7))
+    module = hypernet.TaskVectors(["cola", "mrpc", "sst2"], 10, projected=(9, 7))
     tensors = golden("task_embedding_controller_proj", module.named_parameters())
     for task in ("cola", "mrpc", "sst2"):
         close(module([task])[0], tensors[f"out_{task}"])
     owner = MODULES["task_embedding_controller_shared"]["task_to_embeddings"]
-    module = hypernet.TaskEmbeddings(list(owner.values()), 10)
+    module = hypernet.TaskVectors(list(owner.values()), 10)
     tensors = golden("task_embedding_controller_shared", module.named_parameters())
     for task, name in owner.items():
         close(module([name])[0], tensors[f"out_{task}"])
@@ -141,7 +141,7 @@ def test_a_stack_s_hypernetwork_gives_the_published_weights_and_outputs(case):
     assert len(sites) == 2 * module.layers
     for layer in range(module.layers):
         # Block type 0, feed-forward, is the one on file.
-        close(e[layer, 0] if module.one else e[layer], tensors[f"layer{layer}/embedding"])
+        close(e[layer, 0] if module.single_generator else e[layer], tensors[f"layer{layer}/embedding"])
         for at, site, short in ((2 * layer, "self_attention", "sa"), (2 * layer + 1, "feed_forward", "ff")):
             weights, prefix = sites[at], f"layer{layer}/{site}."
             found = {"down.weight": weights.down, "down.bias": weights.down_bias, "up.weight": weights.up,
@@ -172,13 +172,13 @@ def test_parameters_start_as_published():
                 assert module.weight.std().item() == pytest.approx(0.01, rel=0.05)
                 assert not module.bias.any()
         assert net.layer_id_embeddings.weight.std().item() == pytest.approx(1, rel=0.05)
-    task = hypernet.TaskEmbeddings(["cola"], 4096).task_to_embeddings["cola"]
+    task = hypernet.TaskVectors(["cola"], 4096).task_to_embeddings["cola"]
     assert (task.mean().item(), task.std().item()) == (pytest.approx(0, abs=0.05), pytest.approx(1, rel=0.05))
 
 
 def test_generated_norms_start_near_zero_not_one():
     torch.manual_seed(0)
-    net = hypernet.LayersHyperNet(2, 64, 128, 64, 128, 8, one=True)
+    net = hypernet.LayersHyperNet(2, 64, 128, 64, 128, 8, single_generator=True)
     gain, bias = net(torch.randn(1, 64))[0].post
     assert gain.abs().max() < 0.5 and bias.abs().max() < 0.5
 

@@ -35,7 +35,7 @@ GREEDY = ["--no_sample", "--fp32", "--max_length", "12"]
 def vlm(tmp_path_factory):
     """A model of five tasks whose random weights are large enough for inputs to matter."""
     folder = tmp_path_factory.mktemp("vlm")
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     torch.manual_seed(3)
     # With GPT-2's own initialisation of 0.02 every input gets the same answer.
     attach(model, tokenizer, {t: get_task(t).markers for t in TASKS}, TASKS, save_backbone=True)
@@ -43,7 +43,7 @@ def vlm(tmp_path_factory):
         if p.ndim > 1:
             p.data.add_(0.2 * torch.randn_like(p))
     model.info.histories["qa"] = 1
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return str(folder)
 
 

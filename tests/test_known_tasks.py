@@ -23,7 +23,7 @@ def markers(name, path, split):
 
 
 def text(name, split, folder):
-    rows = text_to_text.load(name, split, data_dir=folder)
+    rows = text_to_text.load_rows(name, split, data_dir=folder)
     return list(zip(rows["source"], rows["target"]))
 
 
@@ -53,7 +53,7 @@ def test_withheld_answers_are_not_scored_but_the_validation_rows_are():
 
 def test_a_generation_task_has_the_same_inputs_as_text_to_text_with_all_its_references():
     one = task.get_task("nlg")
-    expected = instances.read(SAMPLES / "nlg.json", "test", one, one.read_options(decoding=True))
+    expected = instances.read_instances(SAMPLES / "nlg.json", "test", one, one.read_options(decoding=True))
     split = text_to_text.SplitRows(text_to_text.get_task("nlg"), "test", SAMPLES)
     assert [(source, [target, *further]) for source, target, further in split] == [
         (e.source, e.references) for e in expected]  # fmt: skip

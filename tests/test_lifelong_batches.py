@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lifelong_models import ANS, PAD, random_rows, rows, values
 from versatile.lifelong.batches import (
     LENGTH_POWER,
-    BackOff,
+    HalvingOnOutOfMemory,
     LifelongBatches,
     budget,
     fill,
@@ -133,7 +133,7 @@ def test_budget_of_a_device():
 
 def test_out_of_memory_halves_and_says_so():
     said, tried = [], []
-    policy = BackOff(1000.0, "the token budget", least=100, say=said.append)
+    policy = HalvingOnOutOfMemory(1000.0, "the token budget", least=100, print_line=said.append)
 
     def work(size):
         tried.append(size)
@@ -144,7 +144,7 @@ def test_out_of_memory_halves_and_says_so():
     assert policy.run(work) == 250 and tried == [1000, 500, 250]
     assert said == ["out of memory with the token budget 1000: retrying with 500",
                     "out of memory with the token budget 500: retrying with 250"]  # fmt: skip
-    again = BackOff(1000.0, "the token budget", least=100)
+    again = HalvingOnOutOfMemory(1000.0, "the token budget", least=100)
     again.load_state_dict(policy.state_dict())
     assert again.run(work) == 250 and tried[-1] == 250
 
@@ -154,6 +154,6 @@ def test_out_of_memory_for_good_is_an_error_and_others_pass():
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory")
 
     with pytest.raises(UserError, match="out of memory with samples 2"):
-        BackOff(8, "samples", least=2, say=lambda line: None).run(work)
+        HalvingOnOutOfMemory(8, "samples", least=2, print_line=lambda line: None).run(work)
     with pytest.raises(RuntimeError, match="shapes"):
-        BackOff(8, "samples").run(lambda size: (_ for _ in ()).throw(RuntimeError("shapes differ")))
+        HalvingOnOutOfMemory(8, "samples").run(lambda size: (_ for _ in ()).throw(RuntimeError("shapes differ")))

@@ -49,10 +49,10 @@ def test_its_decoder_writes_whole_samples_from_the_tasks_token(lamol):
 
 
 def test_a_sample_is_what_the_plain_model_writes_behind_the_token(lamol):
-    model, tokenizer = checkpoint.load(lamol / "ag")
+    model, tokenizer = checkpoint.load_checkpoint(lamol / "ag")
     predictor = Predictor.of(model, tokenizer, torch.device("cpu"), torch.float32, 48)
     gen, encoder = gen_token("ag", True), predictor.encoder
-    (sample,) = replay.generate(model, tokenizer, encoder, gen, 1, replay.Sampling(top_k=1))
+    (sample,) = replay.generate_samples(model, tokenizer, encoder, gen, 1, replay.Sampling(top_k=1))
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {encoder.ans, encoder.eos}
     written = [model.config.pad_token_id, tokenizer.convert_tokens_to_ids(gen)]
     for token in sample:

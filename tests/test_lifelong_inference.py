@@ -27,7 +27,7 @@ def data(tmp_path_factory):
         for split, count in (("train", 8), ("test", 4)):
             qas = [QA(f"{text} {text.split()[i % 4]}", f"{task}?", (text.split()[i % 2],), f"{task}-{i}")
                    for i in range(count)]  # fmt: skip
-            samples.save(folder / TASKS[task].filename(split), qas)
+            samples.save_samples(folder / TASKS[task].filename(split), qas)
     return folder
 
 

@@ -172,7 +172,7 @@ def test_a_student_like_its_teacher_has_nothing_to_learn(adapters):
     """Attached models, with the backbone frozen or not; the teacher's tokens are in another order, with one fewer."""
     made = []
     for names in (special_tokens(["a", "b"], True), [*special_tokens(["b"], True)][::-1]):
-        backbone, words = backbones.load("tiny-gpt2", random_init=1)
+        backbone, words = backbones.load_backbone("tiny-gpt2", random_init=1)
         made.append((attach(backbone, words, {"all": names}, adapters).eval(), words))
     (student, ours), (teacher, theirs) = made
     # The same model with other ids.

@@ -38,7 +38,7 @@ def data(tmp_path_factory):
     folder = write(tmp_path_factory.mktemp("data"))
     for split, count, start in (("train", 10, 0), ("test", 4, 10)):
         tv = [QA(qa.context, "what of tv?", (f"{qa.context} .",), qa.id) for qa in questions("sst", count, start)]
-        samples.save(folder / TASKS["rnnlg.tv"].filename(split), tv)
+        samples.save_samples(folder / TASKS["rnnlg.tv"].filename(split), tv)
     return folder
 
 
@@ -88,7 +88,7 @@ def start(data, out, mode, *more):
 def test_learning_a_task_moves_its_adapter_and_the_shared_rows_alone(more, learnt, data, tmp_path):
     out = learnt("finetune", *more)
     _, learner = start(data, tmp_path, "finetune", *more)
-    checkpoint.save(learner.model, learner.tokenizer, tmp_path / "start")
+    checkpoint.save_checkpoint(learner.model, learner.tokenizer, tmp_path / "start")
     models = [tmp_path / "start", *(out / task for task in TASKS_LEARNT)]
     for i, (before, after) in enumerate(itertools.pairwise(models)):
         # With "previous" the later ones are initialised from this one.
@@ -119,7 +119,7 @@ def test_what_holds_a_task_holds_what_it_is_made_of(mode, learnt, data, tmp_path
 @pytest.mark.parametrize("mode", ["multitask", "multilm"])
 def test_tasks_learnt_at_once_learn_an_adapter_each(mode, learnt, data, tmp_path):
     _, learner = start(data, tmp_path, mode)
-    checkpoint.save(learner.model, learner.tokenizer, tmp_path / "start")
+    checkpoint.save_checkpoint(learner.model, learner.tokenizer, tmp_path / "start")
     assert moved(tmp_path / "start", learnt(mode)) == sorted(["rows", *NAMES])
 
 
@@ -130,7 +130,7 @@ def test_a_task_rests_in_a_step_without_a_row_of_it(data, tmp_path):
     rows = [row for name in TASKS_LEARNT for row in work.encode(name)]
     run = work.open_run(tmp_path / "run")
     trainer = work.make_trainer(run, rows, list(TASKS_LEARNT), None)
-    owners, seen = routing.owners(learner.model, TASKS_LEARNT), set()
+    owners, seen = routing.parameters_of_tasks(learner.model, TASKS_LEARNT), set()
     assert {task: len(own) for task, own in owners.items()} == dict.fromkeys(TASKS_LEARNT, 12)
 
     class Engine:
@@ -188,16 +188,16 @@ def test_a_batch_that_mixes_tasks_is_its_tasks_one_by_one(weighted, data, tmp_pa
 def test_a_model_read_back_answers_as_it_did_and_is_saved_as_it_was(model, data, tmp_path):
     """Empty tables survive it, next to a tied head and an untied one."""
     _, learner = start(data, tmp_path, "finetune", "--model_name", model)
-    checkpoint.save(learner.model, learner.tokenizer, tmp_path / "one")
+    checkpoint.save_checkpoint(learner.model, learner.tokenizer, tmp_path / "one")
     assert {
         key: len(t) for key, t in state(tmp_path / "one").items() if "rows" in key and task_of(key) == "ag"
     }
-    again, tokenizer = checkpoint.load(tmp_path / "one")
+    again, tokenizer = checkpoint.load_checkpoint(tmp_path / "one")
     assert again.info.tasks == ["lifelong", *NAMES] and again.info.bottlenecks == {
         "lifelong": 0,
         **dict.fromkeys(NAMES, 4),
     }
-    checkpoint.save(again, tokenizer, tmp_path / "two")
+    checkpoint.save_checkpoint(again, tokenizer, tmp_path / "two")
     assert different(tensors(tmp_path / "one"), tensors(tmp_path / "two")) == []
     ids = torch.randint(0, 200, (4, 9))
     given = dict(input_ids=ids, task_ids=torch.tensor([0, 1, 2, 3]))
@@ -284,10 +284,10 @@ def test_samples_are_generated_and_taught_through_the_right_adapters(data, tmp_p
     for task in ("ag", "sst"):
         argv = command(data, folder, "lll", *(OWN if task == "sst" else OWN[:2]), *common, tasks=(task,))
         train_lifelong.main([*argv, "--output_dir", str(folder / task)])
-    asked, drawn, generate = [], [], replay.generate
+    asked, drawn, generate = [], [], replay.generate_samples
     teach = learning.load_teacher
     monkeypatch.setattr(learning, "load_teacher", lambda *given: asked.append(teach(*given)) or asked[-1])
-    monkeypatch.setattr(replay, "generate",
+    monkeypatch.setattr(replay, "generate_samples",
                         lambda *a, **how: drawn.append((a[3], how["task_id"])) or generate(*a, **how))  # fmt: skip
     more = ("--distil", "--seq_distil", "--teacher_dir", folder)
     train_lifelong.main(command(data, tmp_path / "run", "lll", *OWN, *common, *more, **tasks))
@@ -328,7 +328,7 @@ def test_every_question_goes_through_its_tasks_adapter(learnt, data):
     model, eos = answerer.model, answerer.encoder.eos
     # So that no two adapters give the same answers.
     torch.manual_seed(0)
-    for own in routing.owners(model.requires_grad_(True), TASKS_LEARNT).values():
+    for own in routing.parameters_of_tasks(model.requires_grad_(True), TASKS_LEARNT).values():
         for p in own:
             p.detach().normal_(std=0.5)
     model.requires_grad_(False)
@@ -405,5 +405,5 @@ def test_shared_adapters_are_routed_as_before(data, tmp_path):
     args = train_lifelong.parser().parse_args(command(data, tmp_path, "finetune", "--adapter_bottleneck", 4))
     learner = learning.load_model(args)
     assert learner.model.info.tasks == ["lifelong"] and learner.model.info.mask_other_tasks
-    assert routing.task_id(learner.model, "ag") is None and routing.owners(learner.model, ["ag"]) == {}
+    assert routing.task_id(learner.model, "ag") is None and routing.parameters_of_tasks(learner.model, ["ag"]) == {}
     assert routing.row_task_ids(learner.model, ["ag"] * 3) == [0] * 3

@@ -15,7 +15,7 @@ from versatile.data.encoders.question_answer import PAD, QuestionEncoder, specia
 from versatile.data.question_samples import QA
 from versatile.lifelong import replay
 from versatile.lifelong.losses import LM, Objective
-from versatile.lifelong.replay import Sampling, generate, quotas
+from versatile.lifelong.replay import Sampling, generate_samples, quotas
 from versatile.training.decoding import Decoding, Prompt, decode
 from versatile.utils.errors import UserError
 
@@ -62,7 +62,7 @@ def test_greedy_answers_are_the_originals():
 def test_samples_depend_on_seed_task_and_place_alone(student, tokenizer, encoder):
     def draw(count=8, **how):
         sampling = Sampling(batch_size=4, seed=how.pop("seed", 1))
-        return generate(student, tokenizer, encoder, "__gen__", count, sampling, **how)
+        return generate_samples(student, tokenizer, encoder, "__gen__", count, sampling, **how)
 
     first = draw()
     torch.rand(7)
@@ -74,7 +74,7 @@ def test_samples_depend_on_seed_task_and_place_alone(student, tokenizer, encoder
 def test_every_token_is_one_that_the_model_ranks_high(student, tokenizer, encoder, sampling):
     """Against the model's scores without cache or batch."""
     rank = max(sampling.top_k, 1)
-    for ids in generate(student, tokenizer, encoder, "__gen__", 6, sampling):
+    for ids in generate_samples(student, tokenizer, encoder, "__gen__", 6, sampling):
         scores = student(input_ids=torch.tensor([[GEN, *ids]])).logits[0]
         scores[:, [301, 302, 303, 304, 305]] = float("-inf")
         for i, token in enumerate(ids):
@@ -82,7 +82,7 @@ def test_every_token_is_one_that_the_model_ranks_high(student, tokenizer, encode
 
 
 def test_samples_end_and_hold_no_other_special_token(student, tokenizer, encoder):
-    samples = generate(student, tokenizer, encoder, "__gen__", 64, Sampling())
+    samples = generate_samples(student, tokenizer, encoder, "__gen__", 64, Sampling())
     for ids in samples:
         assert not {301, 302, 303, 304, 305} & set(ids) and EOS not in ids[:-1]
         assert ids[-1] == EOS or len(ids) == encoder.max_len
@@ -92,7 +92,7 @@ def test_samples_end_and_hold_no_other_special_token(student, tokenizer, encoder
 def test_what_is_kept_and_what_is_refused_add_up_and_is_read_again(student, tokenizer, encoder, tmp_path, monkeypatch):
     path = tmp_path / "generated.jsonl"
     given = path, "taskA", "__gen__", 64, student, tokenizer, encoder, Sampling()
-    rows, report = replay.replay(*given)
+    rows, report = replay.load_or_generate(*given)
     assert report["kept"] == len(rows) > 3 and report["kept"] + sum(report["rejected"].values()) == 64
     assert set(report["rejected"]) <= {"no __ans__", "several __ans__", "__ans__ beyond 24 tokens"}
     assert all(r.replayed and r.task == "taskA" and r.gen == GEN and r.cqa.count(ANS) == 1 for r in rows)
@@ -101,32 +101,32 @@ def test_what_is_kept_and_what_is_refused_add_up_and_is_read_again(student, toke
     assert sum(r["ids"][-1] != EOS for r in records) == report["unfinished"]
     labels = [[*r.cqa, r.last] for r in rows]
     assert labels == [r["ids"] for r in records], "an unfinished one's last label is its next token"
-    monkeypatch.setattr(replay, "generate", None)
-    again, same = replay.replay(*given)
+    monkeypatch.setattr(replay, "generate_samples", None)
+    again, same = replay.load_or_generate(*given)
     assert same == report and [r.cqa for r in again] == [r.cqa for r in rows]
     with pytest.raises(TypeError):
-        replay.replay(*given[:-1], Sampling(seed=43))
+        replay.load_or_generate(*given[:-1], Sampling(seed=43))
     whole = path.read_bytes()
     for content, words in ((b"", "holds 0 samples"), (whole[: whole.index(b"\n") + 1], "holds 1 samples"),
                            (whole[:-1] + b"\xff\n", "not UTF-8")):  # fmt: skip
         path.write_bytes(content)
         with pytest.raises(UserError, match=words) as error:
-            replay.replay(*given)
+            replay.load_or_generate(*given)
         assert "generated again" in error.value.remedy
     # Without a whole report the samples are drawn again.
     path.with_suffix(".report.json").write_text('{"asked": 64}')
     with pytest.raises(TypeError):
-        replay.replay(*given)
+        replay.load_or_generate(*given)
 
 
 def test_texts_of_a_written_sample_can_be_read(tokenizer, tmp_path):
     encoder = QuestionEncoder(tokenizer, 64, use_sep=True)
     the, pub, near = encoder.tokenize(["the river", "what is it ?", "a pub"])
-    replay.write(tmp_path / "x.jsonl", [[*the, 305, *pub, ANS, *near, EOS]], tokenizer, encoder, "squad1")
+    replay.write_samples(tmp_path / "x.jsonl", [[*the, 305, *pub, ANS, *near, EOS]], tokenizer, encoder, "squad1")
     record = json.loads((tmp_path / "x.jsonl").read_text())
     assert (record["context"], record["question"], record["answer"]) == ("the river", "what is it ?", "a pub")
     bare = QuestionEncoder(tokenizer, 64)
-    replay.write(tmp_path / "y.jsonl", [[*pub, ANS, EOS]], tokenizer, bare, "squad1")
+    replay.write_samples(tmp_path / "y.jsonl", [[*pub, ANS, EOS]], tokenizer, bare, "squad1")
     record = json.loads((tmp_path / "y.jsonl").read_text())
     assert (record["context"], record["question"], record["answer"]) == ("", "what is it ?", "")
 
@@ -139,7 +139,7 @@ def test_a_line_that_is_no_sample_is_named(encoder, tmp_path, line):
     path = tmp_path / "broken.jsonl"
     path.write_text('{"ids": [5, 300, 6]}\n' + line + "\n")
     with pytest.raises(UserError, match=r"broken\.jsonl:2"):
-        replay.read(path, encoder, "__gen__", "a")
+        replay.read_samples(path, encoder, "__gen__", "a")
 
 
 @given(st.integers(1, 200_000), st.sampled_from([0.0, 0.03, 0.05, 0.07, 0.2, 1.0]), st.integers(1, 6))
@@ -160,7 +160,7 @@ def test_samples_begin_after_what_stands_before_their_start_token(student, token
     plain, led = QuestionEncoder(tokenizer, 24), QuestionEncoder(tokenizer, 24, before_gen=(EOS,))
     greedy = Sampling(top_k=1, batch_size=2)
     name = tokenizer.convert_ids_to_tokens(GEN)
-    one, other = (generate(student, tokenizer, encoder, name, 1, greedy)[0] for encoder in (plain, led))
+    one, other = (generate_samples(student, tokenizer, encoder, name, 1, greedy)[0] for encoder in (plain, led))
     for found, ids in ((one, [GEN]), (other, [EOS, GEN])):
         for token in found[:5]:
             with torch.no_grad():
@@ -174,10 +174,10 @@ def test_samples_begin_after_what_stands_before_their_start_token(student, token
 
 
 def test_an_adapter_model_generates_too():
-    backbone, tokenizer = backbones.load("tiny-gpt2", random_init=1)
+    backbone, tokenizer = backbones.load_backbone("tiny-gpt2", random_init=1)
     learner = attach(backbone, tokenizer, {"all": special_tokens(["a"]), "b": ["__b__"]}, {"all": 4, "b": 0},
                      mask_other_tasks=False).eval()  # fmt: skip
     encoder = QuestionEncoder(tokenizer, 16)
-    samples = generate(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)
+    samples = generate_samples(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)
     assert len(samples) == 5 and all(len(ids) <= 16 for ids in samples)
-    assert samples == generate(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)
+    assert samples == generate_samples(learner, tokenizer, encoder, "__b__", 5, Sampling(top_k=0), task_id=1)

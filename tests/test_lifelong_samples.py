@@ -15,14 +15,14 @@ from versatile.utils.errors import UserError
 def test_files_are_those_of_the_generator(task, tmp_path):
     for split, made in make_lifelong.MAKERS[task]().items():
         name = TASKS[task].filename(split)
-        samples.save(tmp_path / name, made)
+        samples.save_samples(tmp_path / name, made)
         assert (tmp_path / name).read_bytes() == (SAMPLES / "lifelong" / name).read_bytes()
 
 
 @pytest.mark.parametrize("task", make_lifelong.MAKERS)
 def test_no_context_stands_in_two_splits(task):
     train, test = (
-        samples.load(SAMPLES / "lifelong" / TASKS[task].filename(split), split) for split in ("train", "test")
+        samples.load_samples(SAMPLES / "lifelong" / TASKS[task].filename(split), split) for split in ("train", "test")
     )
     assert (len(train), len(test)) == (120, 30)
     assert not {qa.context for qa in train} & {qa.context for qa in test}
@@ -34,8 +34,8 @@ def test_no_context_stands_in_two_splits(task):
 def test_a_split_whose_answers_are_all_blank_is_refused(tmp_path):
     qas = lifelong_data.questions("ag", 3)
     path = tmp_path / TASKS["ag"].filename("test")
-    samples.save(path, [replace(qa, answers=("",)) for qa in qas])
+    samples.save_samples(path, [replace(qa, answers=("",)) for qa in qas])
     with pytest.raises(UserError, match="the answers of all 3 questions are blank"):
         samples.load_task(TASKS["ag"], tmp_path, "test")
-    samples.save(path, [replace(qas[0], answers=("",)), *qas[1:]])
+    samples.save_samples(path, [replace(qas[0], answers=("",)), *qas[1:]])
     assert len(samples.load_task(TASKS["ag"], tmp_path, "test")) == 3

@@ -96,7 +96,7 @@ def test_olora_trains_a_tasks_own_subspace_alone_and_the_shared_rows_at_first(ru
 
 def test_olora_becomes_more_orthogonal_than_training_without_its_term(data, run, tmp_path):
     def overlap(folder):
-        model, _ = checkpoint.load(folder)
+        model, _ = checkpoint.load_checkpoint(folder)
         return Subspaces(model, RANK, 2).overlap().item()
 
     out = tmp_path / "free"
@@ -107,7 +107,7 @@ def test_olora_becomes_more_orthogonal_than_training_without_its_term(data, run,
 
 def test_olora_adds_all_tasks_updates_up_whatever_task_a_row_is_of(run):
     """W x + alpha / r · Σ_i B_i A_i x, against the matrices themselves."""
-    model, _ = checkpoint.load(run("olora") / "sst")
+    model, _ = checkpoint.load_checkpoint(run("olora") / "sst")
     update = next(m for m in model.added["lora"].modules() if hasattr(m, "delta"))
     x = torch.randn(2, 5, update.A.shape[1])
     expected = sum(x @ update.A[i * RANK : (i + 1) * RANK].T @ update.B[:, i * RANK : (i + 1) * RANK].T
@@ -157,7 +157,7 @@ def test_isolated_implies_adapters_of_their_own_and_is_evaluated_before_the_last
 
 def test_progressive_prompts_are_one_prompt_behind_the_other(run, data, tmp_path):
     """[P_k, …, P_1]: the same as a model whose only task has the concatenated prefix."""
-    model, _ = checkpoint.load(run("progprompt") / "schema")
+    model, _ = checkpoint.load_checkpoint(run("progprompt") / "schema")
     assert model.info.chained and model.router.chain("sst") == ["sst", "ag", "lifelong"]
     ids = torch.arange(8).repeat(2, 1) + 5
     for task, parts in (("ag", ("ag",)), ("sst", ("sst", "ag")), ("schema", ("schema", "sst", "ag"))):

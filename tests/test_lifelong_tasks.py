@@ -91,7 +91,7 @@ def test_files_are_found_plain_or_compressed(tmp_path):
     assert tasks.find_file(tmp_path, tasks.get_task("ag"), "train") == str(tmp_path / "ag_to_squad-train-v2.0.json")
     path = tasks.find_file(tmp_path, tasks.get_task("squad1"), "test")
     assert path.endswith("squad-dev-v1.1.json.gz")
-    assert samples.load(path, "test") == [QA("c", "q", ("a",), None, f"{path}:data[0].paragraphs[0].qas[0]")]
+    assert samples.load_samples(path, "test") == [QA("c", "q", ("a",), None, f"{path}:data[0].paragraphs[0].qas[0]")]
 
 
 def test_a_missing_file_is_named_with_those_that_are_there(tmp_path):
@@ -124,12 +124,12 @@ def test_a_task_without_a_dev_file_needs_none_but_takes_one(tmp_path):
 def test_the_originals_sample_file_is_read_with_all_its_gaps(tmp_path):
     raw = json.loads((GOLDEN / "l2kd" / "qadataset.json").read_text())["raw"]
     path = written(tmp_path / "a.json", raw)
-    got = samples.load(path, "test")
+    got = samples.load_samples(path, "test")
     assert [qa.id for qa in got] == ["q1", "q2", "q3", "q4", "q5", None, "q6"]
     assert got[1].answers == ("near the mill", "old mill")
     assert got[2].context == ""
     assert got[4] == QA("x", "empty", ("",), "q5", f"{path}:data[1].paragraphs[1].qas[0]")
-    message = error(samples.load, path, "train")
+    message = error(samples.load_samples, path, "train")
     assert f"{path}:data[0].paragraphs[0].qas[1]: 2 answers" in message
 
 
@@ -141,7 +141,7 @@ TEXTS = st.text(st.characters(blacklist_categories=("Cs",)), max_size=8)
                                           min_size=1, max_size=3)), min_size=1, max_size=4))  # fmt: skip
 def test_what_is_written_is_read(tmp_path_factory, paragraphs):
     path = written(tmp_path_factory.mktemp("a") / "a.json", squad(*paragraphs))
-    got = samples.load(path, "test")
+    got = samples.load_samples(path, "test")
     assert [(qa.context, qa.question, qa.answers) for qa in got] == [
         (context, question, tuple(answers) or ("",)) for context, asked in paragraphs for question, answers in asked
     ]
@@ -155,8 +155,8 @@ IDS = st.none() | TEXTS | st.integers(-(2**40), 2**40)
 def test_what_is_saved_is_loaded(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("a") / "new" / "a.json"
     saved = [QA(context, question, tuple(answers), name) for context, question, answers, name in rows]
-    samples.save(path, saved)
-    got = [QA(qa.context, qa.question, qa.answers, qa.id) for qa in samples.load(path, "test")]
+    samples.save_samples(path, saved)
+    got = [QA(qa.context, qa.question, qa.answers, qa.id) for qa in samples.load_samples(path, "test")]
     assert got == saved
 
 
@@ -191,7 +191,7 @@ def broken(**changes):
 ])  # fmt: skip
 def test_a_malformed_file_is_refused_by_file_and_place(tmp_path, content, found):
     path = written(tmp_path / "a.json", content)
-    message = error(samples.load, path, "test")
+    message = error(samples.load_samples, path, "test")
     assert message.startswith(f"{path}")
     assert found in message
     assert "task json" not in message
@@ -203,7 +203,7 @@ def test_the_released_files_are_read_as_they_are(shared_data):
     for name in ("e2enlg", "rnnlg.rest", "rnnlg.hotel", "rnnlg.laptop", "ag"):
         for split in ("train", "distil", "test"):
             if (folder / tasks.get_task(name).filename(split)).exists():
-                counts[name, split] = samples.load(tasks.find_file(folder, tasks.get_task(name), split), split)
+                counts[name, split] = samples.load_samples(tasks.find_file(folder, tasks.get_task(name), split), split)
     assert {key: len(value) for key, value in counts.items() if key[1] != "test"} == {
         (name, split): 2000 for name in ("e2enlg", "rnnlg.rest", "rnnlg.hotel", "rnnlg.laptop")
         for split in ("train", "distil")

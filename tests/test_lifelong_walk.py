@@ -81,7 +81,7 @@ def test_every_strategy_trains_every_method_or_says_why_not(name, method, run, d
     folders = stages(out, name)
     assert json.loads((out / "sequence.json").read_text())["finished"] == [f.name for f in folders] or folders == [out]
     for folder in folders:
-        model, _ = checkpoint.load(folder, allow_idle=True)
+        model, _ = checkpoint.load_checkpoint(folder, allow_idle=True)
         assert report(folder)["steps"] > 0 and report(folder)["mode"] == name
         chosen = {m["method"] for m in model.info.methods.values()} - {"task_embeddings"}
         assert chosen == (set() if method == "full" else {method})

@@ -64,13 +64,13 @@ def test_a_batch_is_answered_by_the_adapter_of_the_task_and_the_backbone_by_none
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
     both = versatile.combine({"nlg": run, "mt": mt(tmp_path)}, tmp_path / "both", proof_examples=1, proof_tokens=2,
                              data={task: SAMPLES / f"{task}.json" for task in ("nlg", "mt")})  # fmt: skip
-    model, tokenizer = checkpoint.load(both)
+    model, tokenizer = checkpoint.load_checkpoint(both)
     found = {}
     for task_id in (0, 1):
         lm = command.harness_model(model, tokenizer, task_id, 4)
         found[task_id] = [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
         assert found[task_id] == pytest.approx(likelihoods(model, tokenizer, task_id, pairs), abs=1e-4)
-    bare, tokenizer = loading.load("tiny-gpt2")
+    bare, tokenizer = loading.load_backbone("tiny-gpt2")
     lm = command.harness_model(bare, tokenizer, None, 4)
     found[None] = [value for value, _ in lm.loglikelihood(requests, disable_tqdm=True)]
     assert found[None] == pytest.approx(likelihoods(bare, tokenizer, None, pairs), abs=1e-4)

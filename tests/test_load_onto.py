@@ -20,7 +20,7 @@ NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 
 def made(name="tiny-gpt2", seed=0, random_init=False, **bottlenecks):
     """An attached model with every trained weight away from its initial value."""
-    model, tokenizer = backbones.load(name, random_init=random_init)
+    model, tokenizer = backbones.load_backbone(name, random_init=random_init)
     torch.manual_seed(seed)
     attach(model, tokenizer, {task: get_task(task).markers for task in bottlenecks}, bottlenecks)
     for p in trainable(model).values():
@@ -30,7 +30,7 @@ def made(name="tiny-gpt2", seed=0, random_init=False, **bottlenecks):
 
 def directory(folder, *args, **bottlenecks):
     model, tokenizer = made(*args, **bottlenecks)
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return folder
 
 
@@ -56,7 +56,7 @@ def test_loaded_tasks_answer_as_alone_and_the_others_as_before(name, tmp_path):
     assert model.info.tasks == ["nlg", "mt", "qa", "summarization"]
     assert torch.equal(scores(model, tokenizer, "nlg", ["nlg"]), before)
     for folder in ("mt", "both"):
-        alone, words = checkpoint.load(tmp_path / folder)
+        alone, words = checkpoint.load_checkpoint(tmp_path / folder)
         for task in alone.info.tasks:
             assert torch.equal(scores(model, tokenizer, task, [task]), scores(alone, words, task, [task]))
 
@@ -65,7 +65,7 @@ def test_a_backbone_with_no_task_yet_takes_tasks(tmp_path):
     directory(tmp_path / "mt", "tiny-gpt2", 1, mt=12)
     model, tokenizer = made()
     checkpoint.load_onto(model, tokenizer, tmp_path / "mt")
-    alone, words = checkpoint.load(tmp_path / "mt")
+    alone, words = checkpoint.load_checkpoint(tmp_path / "mt")
     assert model.info == alone.info and tokenizer.get_vocab() == words.get_vocab()
     assert torch.equal(scores(model, tokenizer, "mt", ["mt"]), scores(alone, words, "mt", ["mt"]))
 
@@ -75,8 +75,8 @@ def test_a_model_that_grew_is_saved_and_loads_to_the_same_scores(name, tmp_path)
     directory(tmp_path / "mt", name, 1, mt=12)
     model, tokenizer = made(name, nlg=8)
     checkpoint.load_onto(model, tokenizer, tmp_path / "mt")
-    checkpoint.save(model, tokenizer, tmp_path / "vlm")
-    again, words = checkpoint.load(tmp_path / "vlm")
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path / "vlm")
+    again, words = checkpoint.load_checkpoint(tmp_path / "vlm")
     assert again.info == model.info and words.get_vocab() == tokenizer.get_vocab()
     for task in ("nlg", "mt"):
         assert torch.equal(scores(again, words, task, ["nlg", "mt"]), scores(model, tokenizer, task, ["nlg", "mt"]))
@@ -157,7 +157,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(tmp_path):
 
 def test_models_without_room_for_adapters_are_refused(tmp_path):
     folder = directory(tmp_path / "mt", mt=4)
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach(model, tokenizer, {"nlg": get_task("nlg").markers})
     refused(model, tokenizer, folder, "fully fine-tuned")
     model, tokenizer = made(nlg=8)

@@ -40,13 +40,13 @@ OLDER = {
 
 
 KINDS = {
-    "markers": (lambda path: save_marked(path, {"nlg": 8, "mt": "lora"}), checkpoint.load),
-    "full": (lambda path: save_marked(path, None), checkpoint.load),
-    "t5": (lambda path: save_t5(path, "hyperformer"), t5.load),
-    "t5_lora": (lambda path: save_t5(path, "lora"), t5.load),
-    "t5_full": (lambda path: save_t5(path, "finetune"), t5.load),
-    "camtl": (lambda path: save_bert(path, "base"), bert.load),
-    "plain_bert": (lambda path: save_bert(path, "plain"), bert.load),
+    "markers": (lambda path: save_marked(path, {"nlg": 8, "mt": "lora"}), checkpoint.load_checkpoint),
+    "full": (lambda path: save_marked(path, None), checkpoint.load_checkpoint),
+    "t5": (lambda path: save_t5(path, "hyperformer"), t5.load_t5),
+    "t5_lora": (lambda path: save_t5(path, "lora"), t5.load_t5),
+    "t5_full": (lambda path: save_t5(path, "finetune"), t5.load_t5),
+    "camtl": (lambda path: save_bert(path, "base"), bert.load_classifier),
+    "plain_bert": (lambda path: save_bert(path, "plain"), bert.load_classifier),
 }
 
 
@@ -151,5 +151,5 @@ def test_a_fine_tuned_model_stays_an_ordinary_transformers_directory(kind, auto,
 )
 def test_a_model_of_other_tasks_is_refused_with_its_own_script(kind, script, saved):
     with pytest.raises(UserError, match=rf"--model_checkpoint {saved[kind]}: this is a model of {script}"):
-        checkpoint.load(saved[kind])
+        checkpoint.load_checkpoint(saved[kind])
     assert manifest.need_language_model(saved["markers"]).tasks == ("nlg", "mt")

@@ -26,12 +26,12 @@ METHODS = {"bottleneck": 4, "lora": dict(method="lora", lora_rank=3), "ia3": "ia
 
 def trained(folder, tasks, seed, backbone="tiny-gpt2"):
     """A directory as training leaves it; the tasks' trained weights are random."""
-    model, tokenizer = backbones.load(backbone)
+    model, tokenizer = backbones.load_backbone(backbone)
     attach(model, tokenizer, {task: get_task(task).markers for task in tasks}, tasks)
     noise = torch.Generator().manual_seed(seed)
     for p in trainable(model).values():
         p.data += 0.1 * torch.randn(p.shape, generator=noise)
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return folder
 
 
@@ -72,16 +72,17 @@ def test_a_merged_lora_is_pefts_weighted_adapter(method, tmp_path):
 
     weights, runs = [0.7, -0.4], []
     for seed, alpha in enumerate((6.0, 12.0)):
-        model, tokenizer = backbones.load("tiny-llama")
+        model, tokenizer = backbones.load_backbone("tiny-llama")
         attach(model, tokenizer, {"nlg": []}, {"nlg": dict(method="lora", lora_rank=3, lora_alpha=alpha)})
         torch.manual_seed(seed)
         for p in trainable(model).values():
             p.data += 0.1 * torch.randn_like(p)
-        checkpoint.save(model, tokenizer, tmp_path / str(seed))
+        checkpoint.save_checkpoint(model, tokenizer, tmp_path / str(seed))
         peft_export.export_task(tmp_path / str(seed), tmp_path / f"peft{seed}")
-        runs.append(combine.read(tmp_path / str(seed), ["nlg"])[0])
+        runs.append(combine.read_sources(tmp_path / str(seed), ["nlg"])[0])
     ours = merge_sources(runs, "nlg", method, weights, density=0.5)
-    theirs = peft.PeftModel.from_pretrained(backbones.load("tiny-llama")[0], tmp_path / "peft0", adapter_name="a")
+    bare = backbones.load_backbone("tiny-llama")[0]
+    theirs = peft.PeftModel.from_pretrained(bare, tmp_path / "peft0", adapter_name="a")
     theirs.load_adapter(tmp_path / "peft1", adapter_name="b")
     more = dict(density=0.5) if method == "ties" else {}
     theirs.add_weighted_adapter(["a", "b"], weights, "merged", combination_type=method, **more)
@@ -95,9 +96,9 @@ def test_a_merged_lora_is_pefts_weighted_adapter(method, tmp_path):
 @pytest.mark.parametrize("kind", METHODS)
 def test_the_mean_of_an_adapter_with_itself_is_that_adapter(kind, tmp_path):
     run = trained(tmp_path / "run", {"nlg": METHODS[kind]}, 0)
-    model, _ = checkpoint.load(run)
+    model, _ = checkpoint.load_checkpoint(run)
     merged(tmp_path / "out", "--merge", "linear", "--checkpoints", f"nlg={run}", f"nlg={run}")
-    again, _ = checkpoint.load(tmp_path / "out")
+    again, _ = checkpoint.load_checkpoint(tmp_path / "out")
     ids = torch.arange(5, 25).view(2, 10)
     given = dict(input_ids=ids, task_ids=torch.tensor([0, 0]))
     torch.testing.assert_close(again(**given).logits, model(**given).logits, atol=1e-5, rtol=1e-5)
@@ -128,7 +129,7 @@ def test_adapters_of_several_tasks_become_one_task(tmp_path):
     other = trained(tmp_path / "other", {"mt": "lora"}, 1)
     state = merged(tmp_path / "out", "--merge", "task_arithmetic", "--task", "mt", "--checkpoints", f"nlg={run}",
                    f"mt={run}", f"mt={other}")  # fmt: skip
-    assert list(checkpoint.load(tmp_path / "out")[0].info.tasks) == ["mt"]
+    assert list(checkpoint.load_checkpoint(tmp_path / "out")[0].info.tasks) == ["mt"]
     both = [checkpoint.read_safetensors(folder / checkpoint.ADAPTER_WEIGHTS)["rows.mt"] for folder in (run, other)]
     torch.testing.assert_close(state["rows.mt"], sum(both) / 2)
 

@@ -62,7 +62,7 @@ def cuda_like(monkeypatch):
 
 def adapted(backbone, method, tasks=TASKS):
     """(a model of several tasks on the device, its tokenizer)"""
-    model, tokenizer = backbones.load(backbone)
+    model, tokenizer = backbones.load_backbone(backbone)
     methods = None if method == FULL else dict.fromkeys(tasks, method)
     attach(model, tokenizer, {task: get_task(task).markers for task in tasks}, methods)
     return prepared(model), tokenizer
@@ -238,7 +238,7 @@ BEFORE_DECODING = 12
 
 @pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
 def test_self_copy(backbone):
-    model, tokenizer = backbones.load(backbone)
+    model, tokenizer = backbones.load_backbone(backbone)
     attach(model, tokenizer, {task: get_task(task).markers for task in TASKS}, dict.fromkeys(TASKS, "bottleneck"))
     model = pointer.add(model).to(DEVICE)
     with DeviceRules() as rules:
@@ -267,7 +267,7 @@ def test_the_published_methods_of_t5(method):
         training_step(model, SmoothedCrossEntropy(), given | dict(decoder_input_ids=decoder))
         before = rules.reads
         with rules.allow_reads():
-            moved = objectives.move({k: v for k, v in given.items() if k != "labels"}, DEVICE)
+            moved = objectives.move_to_device({k: v for k, v in given.items() if k != "labels"}, DEVICE)
             model.eval().generate(**moved, max_new_tokens=LONGEST)
     assert rules.reads - before <= LONGEST + BEFORE_DECODING
 

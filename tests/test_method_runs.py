@@ -60,13 +60,13 @@ def run_train(task, files, out, name, *more):
 def test_a_method_goes_from_one_task_to_many(taught_backbone, method, files, tmp_path, capsys):
     (name, teacher), (typed, expected) = taught_backbone, TYPED[method]
     single = run_train("nlg", files, tmp_path / "nlg", name, "--method", method, *typed)
-    kept = checkpoint.load(single)[0].info.methods
+    kept = checkpoint.load_checkpoint(single)[0].info.methods
     assert kept == {"nlg": method_of(expected)}
     assert metrics(single)["adapters"] > 0 == metrics(single)["backbone"]
     assert json.loads((single / "run.json").read_text())["method"] == method
     # From a teacher's distributions; the same method with its defaults.
     student = run_train("mt", files, tmp_path / "mt", name, "--method", method, "--teacher", str(teacher))
-    assert checkpoint.load(student)[0].info.methods == {"mt": method_of(method)}
+    assert checkpoint.load_checkpoint(student)[0].info.methods == {"mt": method_of(method)}
     data = [f"{task}={path}" for task, path in files.items()]
     combine_all.main(["--output", str(tmp_path / "vlm"), "--checkpoints", f"nlg={single}", f"mt={student}",
                       "--data", *data, "--proof_examples", "2", "--proof_tokens", "4"])  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_batch_that_mixes_tasks_trains_each_of_them(name, method, files, tmp_p
             name, "--method", f"nlg={method}", "mt=bottleneck", "--adapter_bottleneck", "mt=3", *TYPED[method][0],
             "--output_dir", str(tmp_path / "run"), *SHORT]  # fmt: skip
     train_vlm.main(argv)
-    info = checkpoint.load(tmp_path / "run")[0].info
+    info = checkpoint.load_checkpoint(tmp_path / "run")[0].info
     assert info.methods == {"nlg": method_of(TYPED[method][1]), "mt": method_of(3)}
     assert len(metrics(tmp_path / "run")["tasks"]) == 2
 
@@ -97,7 +97,7 @@ def test_a_sequence_of_tasks_has_an_adapter_for_each_or_one_for_all(name, method
         out = tmp_path / f"run{len(own)}"
         train_lifelong.main(lifelong_data.command(data, out, "lll", "--real_sample", "--method", method,
                                                   *TYPED[method][0], *own, model=name))  # fmt: skip
-        info = checkpoint.load(out / "sst")[0].info
+        info = checkpoint.load_checkpoint(out / "sst")[0].info
         held = ["ag", "sst"] if own else ["lifelong"]
         assert [t for t, m in info.methods.items() if m == method_of(TYPED[method][1])] == held
     first, second = (tensors(tmp_path / "run2" / task) for task in ("ag", "sst"))
@@ -113,7 +113,7 @@ def test_hyperformer_trains_the_five_generation_tasks(name, tmp_path, capsys):
     run = str(tmp_path / "run")
     train_vlm.main(["--tasks", *tasks, "--data", *data, "--model_checkpoint", name, "--method", "hyperformer++",
                     "--reduction_factor", "8", "--output_dir", run, *SHORT])  # fmt: skip
-    info = checkpoint.load(run)[0].info
+    info = checkpoint.load_checkpoint(run)[0].info
     assert info.methods == dict.fromkeys(tasks, method_of(dict(method="hyperformer++", reduction_factor=8)))
     evaluate_vlm.main(["--task", "nlg", "--model_checkpoint", run, "--data", data[0], "--no_sample", "--num_beams",
                        "2", "--max_length", "5", "--fp32", "--output_dir", str(tmp_path / "out")])  # fmt: skip
@@ -131,7 +131,7 @@ def test_a_sequence_has_no_adapters_of_tasks_that_share_a_hypernetwork(tmp_path,
         train_lifelong.main([*argv, "--own_adapters"])
     assert "--own_adapters: not with hyperformer" in capsys.readouterr().err
     train_lifelong.main(argv)
-    assert checkpoint.load(tmp_path / "run" / "sst")[0].info.methods["lifelong"]["method"] == "hyperformer"
+    assert checkpoint.load_checkpoint(tmp_path / "run" / "sst")[0].info.methods["lifelong"]["method"] == "hyperformer"
 
 
 @pytest.mark.parametrize(

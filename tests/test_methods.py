@@ -44,7 +44,7 @@ def mixed_methods(method):
 
 def adapted(name, methods, seed=0, noise=0.3):
     """(model in eval mode, tokenizer); added parameters are away from their initial values."""
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     torch.manual_seed(seed)
     attach(model, tokenizer, {task: get_task(task).markers for task in methods}, methods)
     for p in trainable(model).values():
@@ -133,7 +133,7 @@ def test_a_mixed_batch_has_the_gradients_of_its_tasks(case):
         cross_entropy(model, {k: v[rows] for k, v in given.items()}, 1).backward()
         return {n: p.grad.clone() for n, p in trainable(model).items() if p.grad is not None}
 
-    together, total, owners = gradients(slice(None)), {}, adapting.owners(model)
+    together, total, owners = gradients(slice(None)), {}, adapting.parameters_of_tasks(model)
     names = {id(p): name for name, p in trainable(model).items()}
     for i, task in enumerate(model.info.tasks):
         own = gradients(given["task_ids"] == i)
@@ -322,8 +322,8 @@ def test_lora_starts_as_pefts():
 @torch.no_grad()
 def test_a_saved_model_comes_back_bit_for_bit_and_holds_what_was_trained(case, tmp_path):
     model, tokenizer, *_ = case
-    checkpoint.save(model, tokenizer, tmp_path)
-    again, words = checkpoint.load(tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
+    again, words = checkpoint.load_checkpoint(tmp_path)
     assert again.info == model.info and words.get_vocab() == tokenizer.get_vocab()
     given = batch(model)
     assert torch.equal(scores(again, given), scores(model, given))
@@ -341,11 +341,11 @@ def test_a_combined_model_answers_as_each_alone(case, tmp_path):
         pytest.skip("refused: see below")
     for seed, (task, settings) in enumerate(methods.items()):
         singles[task] = adapted(name, {task: settings}, seed=seed)
-        checkpoint.save(*singles[task], tmp_path / task)
-    sources = [s for task in methods for s in combine.read(tmp_path / task, [task])]
-    combine.check(sources)
-    whole, _ = combine.build(sources)
-    grown, words = backbones.load(name)
+        checkpoint.save_checkpoint(*singles[task], tmp_path / task)
+    sources = [s for task in methods for s in combine.read_sources(tmp_path / task, [task])]
+    combine.check_sources(sources)
+    whole, _ = combine.build_combined_model(sources)
+    grown, words = backbones.load_backbone(name)
     attach(grown, words, {}, {})
     for task in methods:
         checkpoint.load_onto(grown, words, tmp_path / task)
@@ -361,10 +361,10 @@ def test_a_combined_model_answers_as_each_alone(case, tmp_path):
 @pytest.mark.parametrize("method", SHARED)
 def test_a_task_is_not_taken_out_of_what_tasks_share(method, tmp_path):
     model, tokenizer = adapted("tiny-gpt2", {"nlg": method, "mt": method})
-    checkpoint.save(model, tokenizer, tmp_path / "both")
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path / "both")
     reason = "hypernetworks generate the adapters of all tasks"
     with pytest.raises(UserError, match=reason):
-        combine.read(tmp_path / "both", ["nlg"])
+        combine.read_sources(tmp_path / "both", ["nlg"])
     other, words = adapted("tiny-gpt2", {"qa": 4})
     with pytest.raises(UserError, match=reason):
         checkpoint.load_onto(other, words, tmp_path / "both")
@@ -434,7 +434,7 @@ def test_a_backbone_without_the_port_is_refused(tmp_path):
 
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=400, n_layer=1, n_head=2, n_embd=16))
     with pytest.raises(UserError, match="prefix needs the attention of a block, which the family OpenAI GPT"):
-        attach(model, backbones.load("tiny-gpt2")[1], {"nlg": get_task("nlg").markers}, {"nlg": "prefix"})
+        attach(model, backbones.load_backbone("tiny-gpt2")[1], {"nlg": get_task("nlg").markers}, {"nlg": "prefix"})
 
 
 def test_each_row_gets_its_own_tasks_vector():

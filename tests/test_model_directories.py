@@ -27,11 +27,11 @@ WRONG = [None, True, False, 0, -1, 1, 1.5, -0.0, float("nan"), float("inf"), 2**
 
 
 KINDS = {
-    "adapter": (lambda path: save_marked(path, {"nlg": 8, "mt": 4}), checkpoint.load, "adapter_config.json"),
-    "full": (lambda path: save_marked(path, None), checkpoint.load, "config.json"),
-    "bert": (lambda path: save_bert(path, "base", {"cola-b": "cola"}), bert.load, "adapter_config.json"),
-    "t5": (lambda path: save_t5(path, "hyperformer++"), t5.load, "adapter_config.json"),
-    "t5_full": (lambda path: save_t5(path, "finetune"), t5.load, "config.json"),
+    "adapter": (lambda path: save_marked(path, {"nlg": 8, "mt": 4}), checkpoint.load_checkpoint, "adapter_config.json"),
+    "full": (lambda path: save_marked(path, None), checkpoint.load_checkpoint, "config.json"),
+    "bert": (lambda path: save_bert(path, "base", {"cola-b": "cola"}), bert.load_classifier, "adapter_config.json"),
+    "t5": (lambda path: save_t5(path, "hyperformer++"), t5.load_t5, "adapter_config.json"),
+    "t5_full": (lambda path: save_t5(path, "finetune"), t5.load_t5, "config.json"),
 }
 
 
@@ -133,7 +133,7 @@ def test_the_message_names_the_key_and_what_is_wrong(kind, path, new, says, save
 def test_a_damaged_generation_config_is_not_put_down_to_the_weights(text, saved, tmp_path):
     directory = shutil.copytree(saved["full"], tmp_path / "model")
     (directory / "generation_config.json").write_text(text)
-    message = outcome(checkpoint.load, directory)
+    message = outcome(checkpoint.load_checkpoint, directory)
     assert "generation_config.json" in message and "weights" not in message
 
 
@@ -142,13 +142,13 @@ def test_a_token_without_a_row_is_named(saved, tmp_path):
     tokenizer = json.loads((directory / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["a"] = 99_999
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert "'a' has the id 99999" in outcome(checkpoint.load, directory)
+    assert "'a' has the id 99999" in outcome(checkpoint.load_checkpoint, directory)
 
 
 def test_a_directory_whose_name_is_not_text_is_named_not_its_file(saved, tmp_path):
     directory = shutil.copytree(saved["adapter"], tmp_path / os.fsdecode(b"n\xff"))
     with pytest.raises(UserError, match=r"the name is not UTF-8 text(.|\n)*rename its directory"):
-        checkpoint.load(directory)
+        checkpoint.load_checkpoint(directory)
 
 
 def test_numbers_of_8_bits_are_finite_or_not():
@@ -158,25 +158,26 @@ def test_numbers_of_8_bits_are_finite_or_not():
 
 
 def test_a_backbone_beside_its_moved_adapters_is_found(saved, tmp_path):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     for location in (tmp_path / "there" / "base", tmp_path / "here" / "base"):
         model.save_pretrained(location)
         tokenizer.save_pretrained(location)
-    model, tokenizer = backbones.load(str(tmp_path / "there" / "base"))
+    model, tokenizer = backbones.load_backbone(str(tmp_path / "there" / "base"))
     attach.attach(model, tokenizer, TASKS, {"nlg": 8, "mt": 4})
-    checkpoint.save(changed(model), tokenizer, tmp_path / "here" / "adapters")
+    checkpoint.save_checkpoint(changed(model), tokenizer, tmp_path / "here" / "adapters")
     shutil.rmtree(tmp_path / "there")
-    assert checkpoint.load(tmp_path / "here" / "adapters")[0].info.tasks == ["nlg", "mt"]
+    assert checkpoint.load_checkpoint(tmp_path / "here" / "adapters")[0].info.tasks == ["nlg", "mt"]
     shutil.rmtree(tmp_path / "here" / "base")
-    assert "adapter_config.json: base_model_name_or_path" in outcome(checkpoint.load, tmp_path / "here" / "adapters")
+    message = outcome(checkpoint.load_checkpoint, tmp_path / "here" / "adapters")
+    assert "adapter_config.json: base_model_name_or_path" in message
 
 
 FOREIGN = "open({ran!r}, 'w').write('ran')\nfrom transformers import PretrainedConfig\n"\
           "class Foreign(PretrainedConfig):\n    model_type = 'foreignmodel'\n"
 
 
-@pytest.mark.parametrize("load", [backbones.load, checkpoint.load, t5.load_backbone,
-                                  lambda name: bert.build(name, {"cola": 2})])  # fmt: skip
+@pytest.mark.parametrize("load", [backbones.load_backbone, checkpoint.load_checkpoint, t5.load_t5_of_name,
+                                  lambda name: bert.build_classifier(name, {"cola": 2})])  # fmt: skip
 def test_code_that_comes_with_a_model_never_runs(load, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     model = tmp_path / "m"
@@ -216,9 +217,9 @@ NEWER = ("model_type", "architectures", "transformers_version", "dtype", "activa
 def test_backbones_of_pytorch_transformers_load(tmp_path):
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
-    gpt2, tokenizer = backbones.load("tiny-gpt2")
+    gpt2, tokenizer = backbones.load_backbone("tiny-gpt2")
     save_old(gpt2, tokenizer, tmp_path / "gpt2", NEWER)
-    again, _ = backbones.load(str(tmp_path / "gpt2"))
+    again, _ = backbones.load_backbone(str(tmp_path / "gpt2"))
     ids = torch.arange(20)[None]
     with torch.no_grad():
         assert torch.equal(again(ids).logits, gpt2(ids).logits)
@@ -229,14 +230,14 @@ def test_backbones_of_pytorch_transformers_load(tmp_path):
     assert backbones.read_config(tmp_path / "gpt", "--model_checkpoint gpt").model_type == "openai-gpt"
     model, tokenizer = bert._pretrained("tiny-bert", "--model_name_or_path tiny-bert", 0)[:2]
     save_old(model, tokenizer, tmp_path / "bert", NEWER)
-    again, _ = bert.build(str(tmp_path / "bert"), {"cola": 2}, "plain")
+    again, _ = bert.build_classifier(str(tmp_path / "bert"), {"cola": 2}, "plain")
     with torch.no_grad():
         assert torch.equal(again.bert(ids).last_hidden_state, model.eval()(ids).last_hidden_state)
 
 
 def test_what_is_no_known_old_backbone_is_said(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(dict(n_embd=8, n_layer=2, n_head=2, dff=3)))
-    assert "no 'model_type'" in outcome(backbones.load, str(tmp_path))
+    assert "no 'model_type'" in outcome(backbones.load_backbone, str(tmp_path))
 
 
 def test_messages_never_reach_a_terminal_raw():

@@ -231,9 +231,9 @@ def test_one_task_is_the_same_examples_in_all_four_forms(tmp_path):
     examples = [e for location, record in records for e in mine.examples(record, location)]
     assert [(e.source, e.target.text) for e in examples] == ROWS["test"]
     assert examples[0].location == f"{tmp_path / 'data' / 'test.jsonl'}:1"
-    rows = text_to_text.load("mine", "test")
+    rows = text_to_text.load_rows("mine", "test")
     assert list(zip(rows["source"], rows["target"])) == ROWS["test"]
-    assert text_to_text.load("mine", "test", prefix=True)["source"][0] == "mine good book"
+    assert text_to_text.load_rows("mine", "test", prefix=True)["source"][0] == "mine good book"
     qas = question_samples.load_task(question_tasks.get_task("mine"), None, "test")
     assert [(q.context, q.question, q.answers) for q in qas] == [(p, "What is it?", (a,)) for p, a in ROWS["test"]]
     assert [(e.text_a, e.text_b, e.label) for e in glue.read(None, "mine", "test")] == [

@@ -18,7 +18,7 @@ STEPS = 2 * COLUMNS + 3
 
 
 def adapted(backbone, method="bottleneck"):
-    of_backbone = small(backbone) if backbone == "gpt-neox" else loading.load(backbone)
+    of_backbone = small(backbone) if backbone == "gpt-neox" else loading.load_backbone(backbone)
     return lively(*of_backbone, dict.fromkeys(TASKS, method), 0.1 if method == "prompt" else 0.3)
 
 

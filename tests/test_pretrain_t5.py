@@ -160,7 +160,7 @@ def test_pretraining_learns_and_is_taken_by_train_t5(tmp_path):
     from versatile.adapters.manifest import peek
 
     assert peek(whole) is None
-    model, tokenizer = t5.load_backbone(str(whole))
+    model, tokenizer = t5.load_t5_of_name(str(whole))
     weights = load_file(whole / "model.safetensors")
     assert torch.equal(model.state_dict()["shared.weight"], weights["shared.weight"])
     assert tokenizer("a").input_ids[-1] == tokenizer.eos_token_id

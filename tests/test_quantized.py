@@ -56,9 +56,9 @@ def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(
     runs = [run_train(files, tmp_path / task, name, f"--load_in_{bits}", task=task) for task in files]
     losses = [row["nll"] for row in metrics(runs[0])["history"]["valid"]]
     assert losses[-1] < losses[0]
-    model, _ = checkpoint.load(runs[0])
+    model, _ = checkpoint.load_checkpoint(runs[0])
     assert model.quantization == bits
-    plain, _ = backbones.load(name)
+    plain, _ = backbones.load_backbone(name)
     rounded = [n for n, m in model.named_modules() if quantized.is_quantized(m)]
     assert len(rounded) >= 8 and held(model) < 0.8 * held(plain)
     # The real size of the backbone is reported.
@@ -68,7 +68,7 @@ def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(
     combine_all.main(["--output", str(tmp_path / "vlm"), "--checkpoints", f"nlg={runs[0]}", f"mt={runs[1]}", "--data",
                       *data, "--proof_examples", "1", "--proof_tokens", "3"])  # fmt: skip
     assert json.loads((tmp_path / "vlm" / "adapter_config.json").read_text())["quantization"] == bits
-    both, _ = checkpoint.load(tmp_path / "vlm")
+    both, _ = checkpoint.load_checkpoint(tmp_path / "vlm")
     assert combine.count_task_parameters(both)["backbone"] == total
     evaluate.main(["--task", "nlg", "--dataset_path", files["nlg"], "--model_checkpoint", str(runs[0]), "--no_sample",
                    "--max_length", "4", "--fp32", "--output_dir", str(tmp_path / "scores")])  # fmt: skip
@@ -80,8 +80,8 @@ def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(
 @pytest.mark.parametrize("bits", quantized.BITS)
 def test_the_rounded_backbone_gives_nearly_the_same_distributions(bits):
     need(bits, "tiny-llama")
-    plain, _ = backbones.load("tiny-llama")
-    rounded, _ = backbones.load("tiny-llama", quantization=bits)
+    plain, _ = backbones.load_backbone("tiny-llama")
+    rounded, _ = backbones.load_backbone("tiny-llama", quantization=bits)
     ids = torch.arange(5, 45).view(2, 20)
     with torch.no_grad():
         ours, theirs = (model(ids).logits.log_softmax(-1) for model in (plain, rounded))
@@ -92,8 +92,8 @@ def test_the_rounded_backbone_gives_nearly_the_same_distributions(bits):
 def test_gradients_are_those_of_the_rounded_weights_after_an_evaluation_too():
     """On a CPU bitsandbytes would repack its matrices in the first evaluation, and have no gradient from then on."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
-    rounded, _ = backbones.load("tiny-llama", quantization="4bit")
-    plain, _ = backbones.load("tiny-llama")
+    rounded, _ = backbones.load_backbone("tiny-llama", quantization="4bit")
+    plain, _ = backbones.load_backbone("tiny-llama")
     for (_, ours), (_, theirs) in zip(plain.named_modules(), rounded.named_modules()):
         if quantized.is_quantized(theirs):
             ours.weight.data = bitsandbytes.functional.dequantize_4bit(theirs.weight.data, theirs.weight.quant_state)
@@ -146,6 +146,6 @@ def test_attaching_refuses_to_train_a_rounded_backbone():
     from versatile.utils.errors import UserError
 
     need("4bit", "tiny-llama")
-    model, tokenizer = backbones.load("tiny-llama", quantization="4bit")
+    model, tokenizer = backbones.load_backbone("tiny-llama", quantization="4bit")
     with pytest.raises(UserError, match="trains the backbone itself"):
         attach(model, tokenizer, {"nlg": ["<a>"]}, None)

@@ -102,7 +102,7 @@ def lifelong_recipes():
         python, script, *flags = shlex.split(line)
         assert (python, script) == ("python", "train_lifelong.py")
         found[name] = p.parse_args(["--data_dir", "data", "--model_dir_root", "runs", *flags])
-        train_lifelong.check(p, found[name])
+        train_lifelong.check_flags(p, found[name])
     return found
 
 
@@ -286,7 +286,7 @@ def test_recipes_of_continual_benchmarks_go_with_their_strategies_and_lie_apart(
     for name, line in lines.items():
         args = train_lifelong.parser().parse_args(shlex.split(line)[2:])
         sequence.check_names(train_lifelong.parser(), args)
-        train_lifelong.check(train_lifelong.parser(), args)
+        train_lifelong.check_flags(train_lifelong.parser(), args)
         folders.add(sequence.directory(args))
         assert (args.limit, len(args.tasks)) == ((200, 15) if name.startswith("superni") else (400, 10))
         assert args.method == ("prefix" if name.endswith("progprompt") else "lora")

@@ -182,9 +182,9 @@ def test_a_released_directory_loads_as_it_is(tmp_path, golden):
     single = released_directory(tmp_path / "single", "gpt2_adapter_model")
     combined = released_directory(tmp_path / "vlm", "vlm_model")
     assert checkpoint.peek(single).released and checkpoint.peek(combined).released
-    model, _ = checkpoint.load(single, "mt")
+    model, _ = checkpoint.load_checkpoint(single, "mt")
     assert model.info.tasks == ["mt"] and model.info.bottlenecks == {"mt": 8}
-    model, _ = checkpoint.load(combined, "nlg")
+    model, _ = checkpoint.load_checkpoint(combined, "nlg")
     assert model.info.bottlenecks == CONFIG["bottleneck_map"]
     with torch.no_grad():
         logits = model(**inputs(golden), task_ids=torch.full((3,), 4)).logits
@@ -198,10 +198,10 @@ def test_a_released_directory_that_is_damaged_is_one_clear_error(tmp_path):
     weights = path / "pytorch_model.bin"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(UserError, match=r"pytorch_model.bin.*cannot be read as plain weights"):
-        checkpoint.load(path, "mt")
+        checkpoint.load_checkpoint(path, "mt")
     path = released_directory(tmp_path / "single", "gpt2_adapter_model")
     with pytest.raises(UserError, match="does not say which task"):
-        checkpoint.load(path, None)
+        checkpoint.load_checkpoint(path, None)
 
 
 class Evil:
@@ -213,7 +213,7 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, capsys):
     path = released_directory(tmp_path / "vlm", "vlm_model")
     torch.save({"transformer.wte.weight": Evil()}, path / "pytorch_model.bin")
     with pytest.raises(UserError, match="plain weights"):
-        checkpoint.load(path, "mt")
+        checkpoint.load_checkpoint(path, "mt")
     assert "ran" not in capsys.readouterr().out
 
 
@@ -238,8 +238,8 @@ def test_a_released_checkpoint_becomes_a_directory_of_ours_with_the_same_logits(
     source, target = make(tmp_path / "released"), tmp_path / "ours"
     released.main([str(source), str(target), *(["--task", task] if task else [])])
     assert "logits equal the source's" in capsys.readouterr().out
-    theirs, words = checkpoint.load(source, task)
-    ours, tokenizer = checkpoint.load(target)
+    theirs, words = checkpoint.load_checkpoint(source, task)
+    ours, tokenizer = checkpoint.load_checkpoint(target)
     assert ours.info == theirs.info and ours.router.tasks == theirs.router.tasks
     assert tokenizer.get_vocab() == words.get_vocab() and tokenizer.pad_token_id == CONFIG["pad_id"]
     for number in [-1, *range(len(ours.info.tasks))]:
@@ -257,7 +257,7 @@ def test_a_released_checkpoint_becomes_a_directory_of_ours_with_the_same_logits(
 
 def test_a_converted_vlm_equals_the_original_for_every_task(tmp_path, golden):
     released.convert(released_directory(tmp_path / "released", "vlm_model"), tmp_path / "ours")
-    model, _ = checkpoint.load(tmp_path / "ours", "nlg")
+    model, _ = checkpoint.load_checkpoint(tmp_path / "ours", "nlg")
     seen = unpadded(golden)
     assert model.info.tasks == CONFIG["task_order"]
     for task in range(-1, 5):
@@ -272,14 +272,14 @@ def test_a_converted_directory_stands_alone(tmp_path, golden):
     shutil.rmtree(source)
     moved = (tmp_path / "ours").rename(tmp_path / "moved")
     assert checkpoint.peek(moved) and not checkpoint.peek(moved).released
-    model, tokenizer = checkpoint.load(moved, "mt")
+    model, tokenizer = checkpoint.load_checkpoint(moved, "mt")
     names = {str(p.relative_to(moved)) for p in moved.rglob("*") if p.is_file()}
     assert {"adapter_config.json", "adapter_model.safetensors", "backbone/model.safetensors"} <= names
     assert not any(name.endswith((".bin", ".pt", ".pkl")) for name in names)
     assert str(tmp_path) not in "".join(p.read_text() for p in moved.rglob("*.json"))
     # A loaded model can be saved again, and loaded into a live model.
-    checkpoint.save(model, tokenizer, tmp_path / "twice")
-    again, _ = checkpoint.load(tmp_path / "twice")
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path / "twice")
+    again, _ = checkpoint.load_checkpoint(tmp_path / "twice")
     with torch.no_grad():
         given = inputs(golden) | dict(task_ids=torch.tensor([0, 3, 1]))
         expected = model(**given).logits
@@ -313,7 +313,7 @@ def test_a_pointer_that_is_not_there_is_one_clear_error(tmp_path):
     state = torch.load(source / "pytorch_model.bin", weights_only=True)
     torch.save({k: v for k, v in state.items() if "p_gen" not in k}, source / "pytorch_model.bin")
     with pytest.raises(UserError, match="no p_gen_linear"):
-        checkpoint.load(source, "nlg", pointer=True)
+        checkpoint.load_checkpoint(source, "nlg", pointer=True)
 
 
 @pytest.mark.parametrize("name, accumulation", [("frozen_base_lr5e-3", 1), ("frozen_base_lr5e-4_acc2", 2)])

@@ -158,7 +158,7 @@ def test_flags_of_a_t5_run_are_checked_for_its_evaluation_too():
 def test_a_damaged_sequence_is_one_message(content, tmp_path):
     (tmp_path / "sequence.json").write_text(content)
     with pytest.raises(UserError, match=r"sequence\.json") as error:
-        sequence.Progress(tmp_path)
+        sequence.SequenceProgress(tmp_path)
     assert "remove it" in error.value.remedy
 
 

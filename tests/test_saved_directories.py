@@ -62,7 +62,7 @@ def test_glue_tasks_are_scored_as_before(name, tmp_path):
 def test_stages_of_a_sequence_of_tasks_load_as_before(name, stage):
     from versatile.adapters import checkpoint
 
-    model, tokenizer = checkpoint.load(SAVED / name / stage)
+    model, tokenizer = checkpoint.load_checkpoint(SAVED / name / stage)
     ids = tokenizer("the golden palace is a cheap restaurant", return_tensors="pt").input_ids
     with torch.no_grad():
         scores = model(input_ids=ids, task_ids=torch.zeros(1, dtype=torch.long)).logits[0, -1]

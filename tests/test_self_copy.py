@@ -31,7 +31,7 @@ KINDS = [(name, mode) for name in ("tiny-gpt2", "tiny-llama") for mode in ("adap
 
 def pointed(name="tiny-gpt2", mode="adapter", seed=0):
     """A model whose output depends on its pointer as much as on its vocabulary."""
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     torch.manual_seed(seed)
     attach(model, tokenizer, MARKERS, TASKS if mode == "adapter" else None)
     self_copy.add(model, std=0.1)
@@ -113,8 +113,8 @@ def test_the_loss_equals_the_original(original):
 
 def test_a_converted_original_keeps_its_pointer(original, tmp_path):
     _, given, _ = golden_inputs()
-    checkpoint.save(*original, tmp_path)
-    again, _ = checkpoint.load(tmp_path)
+    checkpoint.save_checkpoint(*original, tmp_path)
+    again, _ = checkpoint.load_checkpoint(tmp_path)
     with torch.no_grad():
         assert torch.equal(again(**given).logits, original[0](**given).logits)
 
@@ -270,7 +270,7 @@ def test_copying_shows_in_what_is_decoded(case):
 
 
 def test_a_window_that_slides_over_the_cache_keeps_tokens_and_attention_in_step():
-    _, tokenizer = backbones.load("tiny-llama")
+    _, tokenizer = backbones.load_backbone("tiny-llama")
     torch.manual_seed(0)
     config = MistralConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                            num_attention_heads=4, num_key_value_heads=2, sliding_window=6,
@@ -309,10 +309,10 @@ def test_a_directory_loads_and_decodes_with_nothing_typed(name, mode, tmp_path):
     model, tokenizer = pointed(name, mode)
     given = prompts(tokenizer, model)
     ours = decode(model, tokenizer, given, Decoding(max_length=8))
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     keys = set(load_file(tmp_path / ("model.safetensors" if mode == "full" else checkpoint.ADAPTER_WEIGHTS)))
     assert {k for k in keys if "p_gen" in k} == {"p_gen_linear.weight", "p_gen_linear.bias"}
-    again, words = checkpoint.load(tmp_path)
+    again, words = checkpoint.load_checkpoint(tmp_path)
     assert again.info == model.info and again.info.self_copy
     assert decode(again, words, given, Decoding(max_length=8)) == ours
     checked = batch(tokenizer)
@@ -323,25 +323,25 @@ def test_a_directory_loads_and_decodes_with_nothing_typed(name, mode, tmp_path):
         assert torch.equal(cross_entropy(again, checked), cross_entropy(model, checked))
     # The backbone is still verified to be the same.
     if mode == "adapter":
-        assert again.backbone_fingerprint == backbones.load(name)[0].backbone_fingerprint
+        assert again.backbone_fingerprint == backbones.load_backbone(name)[0].backbone_fingerprint
 
 
 def test_a_gate_missing_from_the_file_is_one_clear_error(tmp_path):
     model, tokenizer = pointed()
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     config = json.loads((tmp_path / checkpoint.CONFIG).read_text())
     (tmp_path / checkpoint.CONFIG).write_text(json.dumps(config | {"self_copy": False}))
     with pytest.raises(UserError, match=r"2 not expected \(first p_gen_linear.bias"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 def test_a_checkpoint_without_a_pointer_does_not_pretend(tmp_path):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach(model, tokenizer, MARKERS, TASKS)
-    checkpoint.save(model, tokenizer, tmp_path)
-    assert not checkpoint.load(tmp_path)[0].info.self_copy
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
+    assert not checkpoint.load_checkpoint(tmp_path)[0].info.self_copy
     with pytest.raises(UserError, match="trained without it"):
-        checkpoint.load(tmp_path, pointer=True)
+        checkpoint.load_checkpoint(tmp_path, pointer=True)
 
 
 def test_the_gate_is_counted_and_named():
@@ -364,7 +364,7 @@ def test_it_decodes_in_half_precision(case):
 
 
 def test_a_family_without_attention_weights_is_one_clear_error(monkeypatch):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     attach(model, tokenizer, MARKERS, TASKS)
     monkeypatch.setitem(family._BACKBONES, "gpt2", family.Backbone("Blind", ("gpt2",), None, None, None))
     with pytest.raises(UserError, match="Blind exposes no attention weights"):

@@ -38,14 +38,14 @@ def lively(folder, tasks, bottleneck=None, model="tiny-llama"):
     from versatile.adapters.backbones import loading as backbones
 
     torch.manual_seed(0)
-    held, tokenizer = backbones.load(model)
+    held, tokenizer = backbones.load_backbone(model)
     attach(held, tokenizer, {t: get_task(t).markers for t in tasks}, bottleneck and dict.fromkeys(tasks, bottleneck))
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in held.parameters():
             if parameter.ndim > 1 and (parameter.requires_grad or bottleneck is None):
                 parameter += 0.2 * torch.randn(parameter.shape, generator=noise)
-    checkpoint.save(held, tokenizer, folder)
+    checkpoint.save_checkpoint(held, tokenizer, folder)
     return folder
 
 
@@ -122,7 +122,7 @@ def by_hand(folder, data, task, length=6):
     from versatile.data import instances
     from versatile.training.decoding import decode
 
-    model, tokenizer = checkpoint.load(folder, task)
+    model, tokenizer = checkpoint.load_checkpoint(folder, task)
     task, texts = get_task(task), []
     options = task.read_options(decoding=True)
     for record in held(data)["train"]:
@@ -228,7 +228,7 @@ def silence(folder):
     """Make the end token's row so large that it is always the most likely."""
     from versatile.adapters import checkpoint
 
-    model, tokenizer = checkpoint.load(folder, "nlg")
+    model, tokenizer = checkpoint.load_checkpoint(folder, "nlg")
     rows, hidden = model.get_output_embeddings().rows.tasks["nlg"], []
     model.model.norm.register_forward_hook(lambda m, args, out: hidden.append(out))
     from versatile.data import instances
@@ -240,7 +240,7 @@ def silence(folder):
         model(input_ids=torch.tensor([prompt.ids]), token_type_ids=torch.tensor([prompt.types]))
         rows[task.markers.index(task.eos)] = 100 * hidden[0][0, -1]
     # Every input must lead to nearly the same hidden state: the end token responds to its constant part.
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
 
 
 def test_train_learns_what_the_distiller_wrote(teacher, data, tmp_path):
@@ -386,7 +386,7 @@ def test_killed_between_writing_the_output_and_removing_the_partial_file_ends_we
 ):
     argv, partial = asked(teacher, data), tmp_path / "nlg_distilled.json.partial"
     with monkeypatch.context() as patch:
-        patch.setattr(sentences.Partial, "remove", lambda self: None)
+        patch.setattr(sentences.PartialOutputs, "remove", lambda self: None)
         sentence_distiller.main(list(map(str, argv)))
     finished, kept = beside(data).read_bytes(), partial.read_bytes()
     assert "was finished before" in distilled(argv)
@@ -403,7 +403,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_written_is_gone_on_with(
     teacher, data, tmp_path, monkeypatch, capsys
 ):
     argv, partial = list(map(str, asked(teacher, data))), tmp_path / "nlg_distilled.json.partial"
-    append = sentences.Partial._append
+    append = sentences.PartialOutputs._append
 
     def full(self, value):
         if self.done == 3:
@@ -412,7 +412,7 @@ def test_a_full_disk_is_one_clear_error_and_what_was_written_is_gone_on_with(
         append(self, value)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as stop:
-        patch.setattr(sentences.Partial, "_append", full)
+        patch.setattr(sentences.PartialOutputs, "_append", full)
         sentence_distiller.main(argv)
     assert stop.value.code == 2
     assert f"{partial}: cannot write: the disk is full" in capsys.readouterr().err

@@ -60,12 +60,12 @@ def test_whatever_the_file_holds_comes_out_again_with_each_example_its_own_text(
         assert limit and len(records[0]["texts"]) > limit
         return
     count = sum(len(r["texts"]) for r in records[: inputs.records])
-    assert len(inputs.which) == count <= (limit or count)
+    assert len(inputs.prompt_numbers) == count <= (limit or count)
     if merge:
         assert len(inputs.prompts) == len({t for r in records[: inputs.records] for t in r["texts"]})
     texts = [bytes(p.ids.astype("uint8")).decode()[::-1] for p in inputs.prompts]
-    report = sentences.Report()
-    content = "".join(sentences.pieces(path, Plain(), None, inputs, texts, report))
+    report = sentences.OutputStatistics()
+    content = "".join(sentences.render_data_file(path, Plain(), None, inputs, texts, report))
     taught = [{**r, "distillated_texts": [t[::-1] for t in r["texts"]]} for r in records[: inputs.records]]
     assert json.loads(content) == {**whole, "train": taught}
     assert list(json.loads(content)) == list(whole)
@@ -85,7 +85,7 @@ def test_batches_do_not_depend_on_where_a_run_begins():
             self.ids = [0] * n
 
     lengths = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
-    batches = sentences.plan([Prompt(n) for n in lengths], 4)
+    batches = sentences.plan_batches([Prompt(n) for n in lengths], 4)
     assert sorted(i for batch in batches for i in batch) == list(range(11))
     assert [lengths[i] for batch in batches for i in batch] == sorted(lengths, reverse=True)
     seeds = [sentences.batch_seed(42, n) for n in range(100)] + [sentences.batch_seed(43, 0)]
@@ -93,7 +93,7 @@ def test_batches_do_not_depend_on_where_a_run_begins():
 
 
 def test_two_processes_do_not_write_the_same_file(tmp_path):
-    one, two = (sentences.Partial(tmp_path / "x.partial", {}, [[0], [1]]) for _ in range(2))
+    one, two = (sentences.PartialOutputs(tmp_path / "x.partial", {}, [[0], [1]]) for _ in range(2))
     with one.opened():
         one.add(["a"], 1, 0)
         with pytest.raises(UserError, match="another process"), two.opened():
@@ -110,7 +110,8 @@ def test_a_damaged_first_line_of_a_partial_file_is_refused_in_words_that_can_be_
     path = tmp_path / "x.partial"
     batch = b'{"batch": 0, "inputs": [0, 1], "texts": ["a", "b"], "tokens": 3, "cut": 0}\n'
     path.write_bytes(line + b"\n" + batch)
-    with pytest.raises(UserError, match="--restart") as caught, sentences.Partial(path, {"a": 1}, [[0, 1]]).opened():
+    partial = sentences.PartialOutputs(path, {"a": 1}, [[0, 1]])
+    with pytest.raises(UserError, match="--restart") as caught, partial.opened():
         pass
     assert str(path) in str(caught.value) and str(caught.value).encode()
     assert path.read_bytes() == line + b"\n" + batch
@@ -124,11 +125,11 @@ def test_a_damaged_batch_of_a_partial_file_is_refused(tmp_path, change):
     path, batch = tmp_path / "x.partial", {"batch": 0, "inputs": [0, 1], "texts": ["a", "b"], "tokens": 3, "cut": 0}
     path.write_text('{"a": 1}\n' + json.dumps(batch | change) + "\n")
     with pytest.raises(UserError, match=r"x\.partial:2: is damaged") as caught:  # noqa: SIM117
-        with sentences.Partial(path, {"a": 1}, [[0, 1]]).opened():
+        with sentences.PartialOutputs(path, {"a": 1}, [[0, 1]]).opened():
             pass
     assert str(caught.value).encode()
     path.write_text('{"a": 1}\n' + json.dumps(batch) + "\n")
-    with sentences.Partial(path, {"a": 1}, [[0, 1]]).opened() as partial:
+    with sentences.PartialOutputs(path, {"a": 1}, [[0, 1]]).opened() as partial:
         assert partial.texts == ["a", "b"]
 
 

@@ -25,7 +25,7 @@ NAMES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 
 
 def attached(name="tiny-gpt2", bottlenecks=TASKS, seed=0, random_init=False, **more):
-    model, tokenizer = backbones.load(name, random_init=random_init)
+    model, tokenizer = backbones.load_backbone(name, random_init=random_init)
     torch.manual_seed(seed)
     return attach(model, tokenizer, MARKERS, bottlenecks, **more), tokenizer
 
@@ -61,7 +61,7 @@ def trained(request, tmp_path_factory):
     model, tokenizer = attached(request.param, freeze=False)
     train(model, tokenizer)
     folder = tmp_path_factory.mktemp("trained")
-    checkpoint.save(model, tokenizer, folder)
+    checkpoint.save_checkpoint(model, tokenizer, folder)
     return request.param, model, tokenizer, folder
 
 
@@ -72,7 +72,7 @@ def test_everything_is_trained_and_said_to_be(trained):
     counts = count_parameters(model)
     assert counts == count_parameters(frozen) | dict(backbone=counts["total"])
     assert f"+ all {counts['total']:,} parameters of the backbone" in parameter_summary(model)
-    bare = backbones.load(name)[0].state_dict()
+    bare = backbones.load_backbone(name)[0].state_dict()
     moved = [n for n, p in checkpoint.backbone_state(model).items() if not torch.equal(p, bare[n])]
     assert set(checkpoint.backbone_state(model)) == set(bare) and len(moved) == len(bare)
 
@@ -83,7 +83,7 @@ def test_a_trained_backbone_is_saved_and_loads_to_the_same_logits(trained, tmp_p
     assert config["base_model_name_or_path"] == "backbone" and config["freeze"] is False
     # Found next to the config wherever the directory is moved.
     moved = shutil.copytree(folder, tmp_path / "moved")
-    again, words = checkpoint.load(moved, "mt")
+    again, words = checkpoint.load_checkpoint(moved, "mt")
     assert torch.equal(logits(again, words), logits(model, tokenizer))
     assert again.info == model.info and set(trainable(again)) == set(trainable(model))
     assert again.backbone_fingerprint == config["base_model_fingerprint"] == model.backbone_fingerprint
@@ -92,7 +92,7 @@ def test_a_trained_backbone_is_saved_and_loads_to_the_same_logits(trained, tmp_p
         given = batch(tokenizer, 5, (1, 0, 1, -1))
         assert torch.equal(cross_entropy(again, given), cross_entropy(model, given))
     # And it can be saved again: the same files.
-    checkpoint.save(again, words, tmp_path / "twice")
+    checkpoint.save_checkpoint(again, words, tmp_path / "twice")
     assert contents(tmp_path / "twice") == contents(folder)
 
 
@@ -100,7 +100,7 @@ def test_the_stored_backbone_is_an_ordinary_transformers_directory(trained):
     name, model, _, folder = trained
     auto = AutoModelForSeq2SeqLM if name == "tiny-t5" else AutoModelForCausalLM
     plain = auto.from_pretrained(folder / "backbone")
-    bare, words = backbones.load(name)
+    bare, words = backbones.load_backbone(name)
     assert type(plain).__name__ == type(bare).__name__ and plain.config.vocab_size == bare.config.vocab_size
     wanted = checkpoint.backbone_state(model)
     assert all(torch.equal(p, wanted[n]) for n, p in plain.state_dict().items())
@@ -125,15 +125,15 @@ def test_a_mixture_of_two_savings_is_one_clear_error(trained, tmp_path):
     _, model, tokenizer, folder = trained
     mixed = shutil.copytree(folder, tmp_path / "mixed")
     other, words = attached(trained[0], freeze=False, seed=1)
-    checkpoint.save(train(other, words, steps=1), words, tmp_path / "other")
+    checkpoint.save_checkpoint(train(other, words, steps=1), words, tmp_path / "other")
     shutil.copy(tmp_path / "other/backbone/model.safetensors", mixed / "backbone/model.safetensors")
     words = r"adapter_config.json: the backbone in backbone/ has(.|\n)*saved at different times"
     with pytest.raises(UserError, match=words):
-        checkpoint.load(mixed)
+        checkpoint.load_checkpoint(mixed)
     shutil.rmtree(mixed / "backbone")
     with pytest.raises(UserError, match="no such directory"):
-        checkpoint.load(mixed)
-    assert torch.equal(logits(model, tokenizer), logits(checkpoint.load(folder)[0], tokenizer))
+        checkpoint.load_checkpoint(mixed)
+    assert torch.equal(logits(model, tokenizer), logits(checkpoint.load_checkpoint(folder)[0], tokenizer))
 
 
 def test_a_backbone_that_is_saved_stays_in_full_precision(tmp_path):
@@ -144,7 +144,7 @@ def test_a_backbone_that_is_saved_stays_in_full_precision(tmp_path):
     model.requires_grad_(False)
     halve_frozen(model, torch.bfloat16)
     with pytest.raises(ValueError, match="half precision"):
-        checkpoint.save(model, tokenizer, tmp_path / "x")
+        checkpoint.save_checkpoint(model, tokenizer, tmp_path / "x")
     assert not contents(tmp_path)
 
 
@@ -153,27 +153,27 @@ def test_a_run_replaces_its_best_model_with_its_backbone(tmp_path):
     model, tokenizer = attached(freeze=False)
     for steps in (1, 2):
         train(model, tokenizer, steps)
-        run.save_best(lambda folder: checkpoint.save(model, tokenizer, folder))
-        again, words = checkpoint.load(run.directory)
+        run.save_best(lambda folder: checkpoint.save_checkpoint(model, tokenizer, folder))
+        again, words = checkpoint.load_checkpoint(run.directory)
         assert torch.equal(logits(again, words), logits(model, tokenizer))
     assert not list(run.directory.glob(".*"))
 
 
 def test_a_padded_table_is_stored_whole(tmp_path):
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     model.resize_token_embeddings(448, mean_resizing=False)
     model.save_pretrained(tmp_path / "padded")
     tokenizer.save_pretrained(tmp_path / "padded")
     model, tokenizer = attached(str(tmp_path / "padded"), freeze=False)
-    checkpoint.save(train(model, tokenizer), tokenizer, tmp_path / "saved")
-    again, words = checkpoint.load(tmp_path / "saved")
+    checkpoint.save_checkpoint(train(model, tokenizer), tokenizer, tmp_path / "saved")
+    again, words = checkpoint.load_checkpoint(tmp_path / "saved")
     assert again.get_input_embeddings().base.weight.shape[0] == 448
     assert torch.equal(logits(again, words), logits(model, tokenizer))
 
 
 def test_a_frozen_backbone_is_still_named_and_not_stored(tmp_path):
     model, tokenizer = attached()
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     config = json.loads((tmp_path / checkpoint.CONFIG).read_text())
     assert config["base_model_name_or_path"] == "tiny-gpt2" and "random_init_seed" not in config
     assert not (tmp_path / "backbone").exists() and "rows" not in config
@@ -186,15 +186,15 @@ def test_a_seed_makes_the_same_backbone_each_time_and_disturbs_nobody():
     torch.manual_seed(3)
     expected = torch.randn(3)
     torch.manual_seed(3)
-    models = {seed: backbones.load("tiny-llama", random_init=seed)[0] for seed in (0, 1, 2)}
+    models = {seed: backbones.load_backbone("tiny-llama", random_init=seed)[0] for seed in (0, 1, 2)}
     assert torch.equal(torch.randn(3), expected)
     prints = {m.backbone_fingerprint for m in models.values()}
-    assert len(prints) == 3 and backbones.load("tiny-llama")[0].backbone_fingerprint not in {
+    assert len(prints) == 3 and backbones.load_backbone("tiny-llama")[0].backbone_fingerprint not in {
         models[s].backbone_fingerprint for s in (1, 2)
     }
     torch.randn(5)
     for seed, model in models.items():
-        again, _ = backbones.load("tiny-llama", random_init=seed)
+        again, _ = backbones.load_backbone("tiny-llama", random_init=seed)
         assert again.backbone_fingerprint == model.backbone_fingerprint and again.random_init_seed == seed
 
 
@@ -202,37 +202,38 @@ def test_without_a_seed_torchs_own_generator_gives_one():
     drawn = []
     for _ in range(2):
         torch.manual_seed(5)
-        drawn.append(backbones.load("tiny-gpt2", random_init=True)[0])
+        drawn.append(backbones.load_backbone("tiny-gpt2", random_init=True)[0])
     assert drawn[0].random_init_seed == drawn[1].random_init_seed
     assert drawn[0].backbone_fingerprint == drawn[1].backbone_fingerprint
     torch.manual_seed(6)
-    assert backbones.load("tiny-gpt2", random_init=True)[0].backbone_fingerprint != drawn[0].backbone_fingerprint
+    another = backbones.load_backbone("tiny-gpt2", random_init=True)[0]
+    assert another.backbone_fingerprint != drawn[0].backbone_fingerprint
     for nothing in (False, None):
-        assert backbones.load("tiny-gpt2", random_init=nothing)[0].random_init_seed is None
+        assert backbones.load_backbone("tiny-gpt2", random_init=nothing)[0].random_init_seed is None
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_adapter_beside_a_random_backbone_loads_back(name, tmp_path):
     model, tokenizer = attached(name, random_init=17)
     train(model, tokenizer)
-    checkpoint.save(model, tokenizer, tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
     config = json.loads((tmp_path / checkpoint.CONFIG).read_text())
     assert config["random_init_seed"] == 17 and not (tmp_path / "backbone").exists()
-    again, words = checkpoint.load(tmp_path)
+    again, words = checkpoint.load_checkpoint(tmp_path)
     assert torch.equal(logits(again, words), logits(model, tokenizer))
-    checkpoint.save(again, words, tmp_path / "twice")
+    checkpoint.save_checkpoint(again, words, tmp_path / "twice")
     assert json.loads((tmp_path / "twice" / checkpoint.CONFIG).read_text()) == config
     # Another torch might draw other numbers.
     (tmp_path / checkpoint.CONFIG).write_text(json.dumps(config | {"random_init_seed": 18}))
     with pytest.raises(UserError, match=r"seed 18 in torch \d(.|\n)*depend on the torch version"):
-        checkpoint.load(tmp_path)
+        checkpoint.load_checkpoint(tmp_path)
 
 
 def test_a_random_backbone_that_is_trained_is_stored(tmp_path):
     model, tokenizer = attached(random_init=17, freeze=False)
-    checkpoint.save(train(model, tokenizer), tokenizer, tmp_path)
+    checkpoint.save_checkpoint(train(model, tokenizer), tokenizer, tmp_path)
     assert "random_init_seed" not in json.loads((tmp_path / checkpoint.CONFIG).read_text())
-    again, words = checkpoint.load(tmp_path)
+    again, words = checkpoint.load_checkpoint(tmp_path)
     assert torch.equal(logits(again, words), logits(model, tokenizer))
 
 
@@ -255,8 +256,8 @@ def test_only_the_tables_move(name, tables, tmp_path):
     moved = {n for n, p in model.state_dict().items() if not torch.equal(p, before[n])}
     names = {"tiny-gpt2": {"transformer.wte.weight"}, "tiny-llama": {"model.embed_tokens.weight"}}[name]
     assert moved == names | {"lm_head.weight"}
-    checkpoint.save(model, tokenizer, tmp_path)
-    again, words = checkpoint.load(tmp_path)
+    checkpoint.save_checkpoint(model, tokenizer, tmp_path)
+    again, words = checkpoint.load_checkpoint(tmp_path)
     assert again.info.mode == "full" and torch.equal(logits(again, words), logits(model, tokenizer))
     assert all(torch.equal(p, model.state_dict()[n]) for n, p in again.state_dict().items())
 

@@ -24,7 +24,7 @@ FIELDS = ("prompt_length", "last", "gen", "task", "replayed")
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    _, tokenizer = backbones.load("tiny-gpt2")
+    _, tokenizer = backbones.load_backbone("tiny-gpt2")
     tokenizer.add_special_tokens({"additional_special_tokens": special_tokens(["ag"], use_sep=True)})
     return tokenizer
 

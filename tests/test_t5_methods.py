@@ -24,7 +24,7 @@ TASKS = ["cola", "mrpc", "rte"]
 
 
 def adapted(method, noise=0.3):
-    model, tokenizer = t5.load_backbone("tiny-t5")
+    model, tokenizer = t5.load_t5_of_name("tiny-t5")
     torch.manual_seed(0)
     t5.attach(model, TASKS, t5.T5Settings(method=method, method_settings=SETTINGS[method]))
     for p in model.parameters():
@@ -69,8 +69,8 @@ def test_only_what_is_added_is_trained_and_the_file_gives_it_back(method, tmp_pa
     assert all(name.startswith("added.") == p.requires_grad for name, p in model.named_parameters())
     model(**batch()).loss.backward()
     assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-    t5.save(model, tokenizer, tmp_path)
-    again, _ = t5.load(tmp_path)
+    t5.save_t5(model, tokenizer, tmp_path)
+    again, _ = t5.load_t5(tmp_path)
     assert again.settings == model.settings and again.tasks == TASKS
     with torch.no_grad():
         assert torch.equal(again(**batch()).logits, model(**batch()).logits)
@@ -81,7 +81,7 @@ def test_only_what_is_added_is_trained_and_the_file_gives_it_back(method, tmp_pa
 def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit(method):
     found = []
     for halve in (False, True):
-        model, _ = t5.load_backbone("tiny-t5")
+        model, _ = t5.load_t5_of_name("tiny-t5")
         torch.manual_seed(0)
         size = {} if method in SETTINGS else dict(reduction_factor=8)
         t5.attach(model, TASKS, t5.T5Settings(method=method, method_settings=SETTINGS.get(method, {}), **size))
@@ -113,7 +113,7 @@ def test_frozen_matrices_kept_in_half_give_autocasts_results_bit_for_bit(method)
 
 def test_a_t5_that_is_saved_beside_its_adapters_stays_whole():
     model, _ = adapted("lora")
-    model.backbone_carried = True
+    model.has_stored_backbone = True
     halve_frozen(model, torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
@@ -126,10 +126,10 @@ def test_its_tables_are_tied_as_those_of_any_t5():
 
 def test_what_does_not_fit_is_refused(tmp_path):
     model, tokenizer = adapted("lora", noise=0)
-    t5.save(model, tokenizer, tmp_path)
+    t5.save_t5(model, tokenizer, tmp_path)
     with pytest.raises(UserError, match="the adapter for 'cola' changes nothing"):
-        t5.load(tmp_path)
-    model, _ = t5.load_backbone("tiny-t5")
+        t5.load_t5(tmp_path)
+    model, _ = t5.load_t5_of_name("tiny-t5")
     with pytest.raises(UserError, match="'lora_rank' is not a setting of the method ia3"):
         t5.attach(model, TASKS, t5.T5Settings(method="ia3", method_settings=dict(lora_rank=3)))
 

@@ -9,7 +9,7 @@ from scripts import SAMPLES, contents, run
 from training_runs import parse_t5 as parse
 from training_runs import refused
 from versatile.adapters import t5, t5_loading
-from versatile.training.evaluation import data_of
+from versatile.training.evaluation import find_data_folder
 from versatile.training.text_to_text_arguments import warmup_steps
 from versatile.training.text_to_text_training import check_directory
 from versatile.utils.errors import UserError
@@ -109,7 +109,7 @@ def test_a_loss_that_is_no_number_is_noticed_between_two_logged_steps(tmp_path):
 def test_without_adapter_blocks_no_method_has_any(tmp_path, own):
     values = dict(adapter_config_name="meta-adapter", train_adapters_blocks=False, unfreeze_layer_norms=True)
     arguments = parsed(tmp_path, **values, **({own: True} if own else {}))
-    model, _ = train_t5.build(arguments)
+    model, _ = train_t5.build_model(arguments)
     counts = t5.count_parameters(model)
     assert model.settings.method == "finetune"
     assert counts["layer_norms"] > 0 and counts["hypernetworks"] == counts["backbone"] == 0
@@ -119,7 +119,7 @@ def test_without_adapter_blocks_no_method_has_any(tmp_path, own):
 
 def test_the_share_of_a_small_t5_is_none(tmp_path):
     wide = dict(adapter_config_name="meta-adapter", task_embedding_dim=8, reduction_factor=1)
-    model, _ = train_t5.build(parsed(tmp_path, **wide))
+    model, _ = train_t5.build_model(parsed(tmp_path, **wide))
     counts = t5.count_parameters(model)
     said = t5.parameter_summary(model)
     assert sum(counts.values()) - counts["total"] > counts["total"]
@@ -152,7 +152,7 @@ def test_what_is_typed_is_not_overruled_by_another_setting_of_a_config_file(tmp_
 def test_the_hypernetwork_of_each_layer_has_one_name_in_all_scripts(tmp_path):
     for name in ("hyperformer-per-layer", "meta"):
         arguments = parsed(tmp_path, "--method", name, "--task_embedding_dim", "8", "--reduction_factor", "16")
-        assert train_t5.settings_of(arguments).method == "meta"
+        assert train_t5.t5_settings(arguments).method == "meta"
 
 
 def test_unknown_tasks_are_named_first(tmp_path):
@@ -179,7 +179,7 @@ def test_nobody_is_asked_about_a_tokenizer_that_is_a_mistyped_path(monkeypatch, 
 def test_a_model_that_is_not_there_is_named_by_its_flag(tmp_path):
     for name in (tmp_path / "absent", tmp_path):
         with pytest.raises(UserError) as error:
-            train_t5.build(parsed(tmp_path, "--model_name_or_path", name))
+            train_t5.build_model(parsed(tmp_path, "--model_name_or_path", name))
         assert f"--model_name_or_path {name}" in str(error.value) and "smollm2" not in str(error.value)
 
 
@@ -211,9 +211,9 @@ def test_a_run_is_evaluated_from_anywhere_with_the_beams_typed(finished, tmp_pat
 
 def test_data_that_have_moved_are_asked_for_by_evaluates_own_flag(tmp_path):
     with pytest.raises(UserError, match="--dataset_path DIR"):
-        data_of(None, str(tmp_path / "gone"))
-    assert data_of(GLUE, str(tmp_path / "gone")) == GLUE
-    assert data_of(None, None) is None
+        find_data_folder(None, str(tmp_path / "gone"))
+    assert find_data_folder(GLUE, str(tmp_path / "gone")) == GLUE
+    assert find_data_folder(None, None) is None
 
 
 def test_a_run_goes_on_with_its_data_in_another_place(finished, tmp_path):
@@ -284,7 +284,7 @@ def own_files(folder, splits):
 
 def built(tmp_path, *flags, **values):
     arguments = parsed(tmp_path, *flags, **values)
-    return arguments, *train_t5.build(arguments)
+    return arguments, *train_t5.build_model(arguments)
 
 
 @pytest.mark.parametrize("where", ["glue", "file", "link"])
@@ -296,12 +296,12 @@ def test_validation_rows_are_no_test_rows_where_they_choose_the_checkpoint(tmp_p
         (tmp_path / "data" / "rte" / "test.json").symlink_to("validation.json")
     arguments, model, tokenizer = built(tmp_path, **values)
     with pytest.raises(UserError, match="test rows of rte are the validation rows") as error:
-        train_t5.read(arguments, tokenizer, model)
+        train_t5.read_splits(arguments, tokenizer, model)
     assert "--split_validation_test true" in error.value.remedy and "--do_test false" in error.value.remedy
     for flags in (["--split_validation_test"], ["--do_test", "false"], ["--load_best_model_at_end", "false"]):
         if where != "link" or flags != ["--split_validation_test"]:
             arguments, *others = built(tmp_path, *flags, **values)
-            train_t5.read(arguments, *reversed(others))
+            train_t5.read_splits(arguments, *reversed(others))
 
 
 def test_what_is_refused_ends_with_2_and_leaves_nothing(tmp_path):
@@ -314,7 +314,7 @@ def test_test_rows_of_their_own_are_taken(tmp_path):
     data = own_files(tmp_path / "data", ["train", "validation", "test"])
     for values in (dict(data_dir=data), dict(tasks=["mnli"], data_dir=GLUE)):
         arguments, model, tokenizer = built(tmp_path, split_validation_test=False, **values)
-        assert set(train_t5.read(arguments, tokenizer, model)) == {"train", "validation", "test"}
+        assert set(train_t5.read_splits(arguments, tokenizer, model)) == {"train", "validation", "test"}
 
 
 def test_a_task_that_cannot_be_divided_is_not_told_to_be(tmp_path):

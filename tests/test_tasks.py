@@ -117,7 +117,7 @@ def test_a_data_set_of_prompts_and_answers_is_one_call_for_all_systems(registry,
     records = with_markers.records(with_markers.data_path(None), "valid")
     examples = [e for location, record in records for e in with_markers.examples(record, location)]
     assert [(e.source, e.target.text) for e in examples] == expected
-    rows = text_to_text.load("boat", "validation")
+    rows = text_to_text.load_rows("boat", "validation")
     assert list(zip(rows["source"], rows["target"])) == expected
     qas = load_task(question_tasks.get_task("boat"), None, "test")
     assert [(qa.context, qa.answers) for qa in qas] == [(text, (answer,)) for text, answer in expected]

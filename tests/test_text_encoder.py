@@ -41,7 +41,7 @@ def write_rte(folder, count, first=0):
 @pytest.mark.parametrize("name", ["rte", "stsb", "mnli"])
 def test_a_mapped_split_is_what_the_texts_give_one_by_one(name, choice, tokenizer, tmp_path):
     task, lengths = text_to_text.get_task(name), (12, 3)
-    rows = text_to_text.load(task, "validation", data_dir=GLUE, **choice)
+    rows = text_to_text.load_rows(task, "validation", data_dir=GLUE, **choice)
     split = load_split(task, "validation", tokenizer, lengths, data_dir=GLUE, cache_dir=tmp_path, **choice)
     columns = split.columns
     assert [*columns["source"]] == [*rows["source"]] and [*columns["target"]] == [*rows["target"]]

@@ -123,11 +123,11 @@ def test_every_published_task_is_there():
 def test_a_row_becomes_the_published_source_and_target(name, tmp_path):
     record, source, target = WORDING[name]
     write_json(tmp_path / "train.json", [record])
-    dataset = t2t.load(name, "train", files=tmp_path)
+    dataset = t2t.load_rows(name, "train", files=tmp_path)
     assert dataset.column_names == ["source", "target", "task"] and set(dataset.features) == set(dataset.column_names)
     assert all(feature.dtype == "string" for feature in dataset.features.values())
     assert dataset[0] == {"source": source, "target": target, "task": name}
-    prefixed = t2t.load(name, "train", files=tmp_path, prefix=True)[0]["source"]
+    prefixed = t2t.load_rows(name, "train", files=tmp_path, prefix=True)[0]["source"]
     assert prefixed == f"{PREFIXES.get(name, name)} {source}"
     task = t2t.get_task(name)
     assert task.valid(target) and task.score([target, target], [target, target])
@@ -146,7 +146,7 @@ def test_the_wording_is_the_same_from_the_columns_of_the_hub(monkeypatch):
     for name in WORDING.keys() - {"sick"}:
         for split in t2t.SPLITS:
             _, source, target = WORDING[name]
-            assert t2t.load(name, split)[0] == {"source": source, "target": target, "task": name}
+            assert t2t.load_rows(name, split)[0] == {"source": source, "target": target, "task": name}
     assert ("CogComp/trec", "default", "test") in asked and ("CogComp/trec", "default", "validation") not in asked
     assert {split for path, config, split in asked if (path, config) == ("nyu-mll/glue", "stsb")} == {
         "train",
@@ -233,10 +233,10 @@ def test_the_average_is_over_all_metric_values():
 
 def test_without_the_split_rule_the_test_set_is_the_validation_set_and_rows_keep_their_order(tmp_path):
     files = numbered(tmp_path, {"train": 5, "validation": 4})
-    assert numbers(t2t.load("rte", "train", files=files)) == [("train", i) for i in range(5)]
-    assert numbers(t2t.load("rte", "test", files=files)) == [("validation", i) for i in range(4)]
+    assert numbers(t2t.load_rows("rte", "train", files=files)) == [("train", i) for i in range(5)]
+    assert numbers(t2t.load_rows("rte", "test", files=files)) == [("validation", i) for i in range(4)]
     numbered(tmp_path, {"test": 3})
-    assert numbers(t2t.load("rte", "test", files=files)) == [("test", i) for i in range(3)]
+    assert numbers(t2t.load_rows("rte", "test", files=files)) == [("test", i) for i in range(3)]
 
 
 @pytest.mark.parametrize("seed", [42, 7])
@@ -244,48 +244,48 @@ def test_a_small_task_halves_its_validation_set_by_the_published_permutation(tmp
     files = numbered(tmp_path, {"train": 5, "validation": 31})
     options = dict(files=files, split_validation_test=True, seed=seed)
     order = torch.randperm(31, generator=torch.Generator().manual_seed(seed)).tolist()
-    assert numbers(t2t.load("rte", "validation", **options)) == [("validation", i) for i in order[:15]]
-    assert numbers(t2t.load("rte", "test", **options)) == [("validation", i) for i in order[15:]]
-    assert numbers(t2t.load("rte", "train", **options)) == [("train", i) for i in range(5)]
+    assert numbers(t2t.load_rows("rte", "validation", **options)) == [("validation", i) for i in order[:15]]
+    assert numbers(t2t.load_rows("rte", "test", **options)) == [("validation", i) for i in order[15:]]
+    assert numbers(t2t.load_rows("rte", "train", **options)) == [("train", i) for i in range(5)]
 
 
 def test_the_thousand_rows_of_a_large_task_that_validate_are_not_trained_on(tmp_path):
     files = numbered(tmp_path, {"train": 1040, "validation": 6}, task="sst2")
     options = dict(files=files, split_validation_test=True)
     order = torch.randperm(1040, generator=torch.Generator().manual_seed(42)).tolist()
-    train, validation = (numbers(t2t.load("sst2", split, **options)) for split in ("train", "validation"))
+    train, validation = (numbers(t2t.load_rows("sst2", split, **options)) for split in ("train", "validation"))
     assert validation == [("train", i) for i in order[:1000]] and train == [("train", i) for i in order[1000:]]
     assert not set(train) & set(validation)
-    assert numbers(t2t.load("sst2", "test", **options)) == [("validation", i) for i in range(6)]
+    assert numbers(t2t.load_rows("sst2", "test", **options)) == [("validation", i) for i in range(6)]
 
 
 def test_of_a_thousand_rows_and_fewer_half_is_held_out(tmp_path):
     files = numbered(tmp_path, {"train": 21, "validation": 6}, task="sst2")
     options = dict(files=files, split_validation_test=True)
-    train, validation = (numbers(t2t.load("sst2", split, **options)) for split in ("train", "validation"))
+    train, validation = (numbers(t2t.load_rows("sst2", split, **options)) for split in ("train", "validation"))
     assert (len(train), len(validation)) == (11, 10) and not set(train) & set(validation)
 
 
 def test_a_negative_number_of_rows_means_all_of_them_and_a_positive_one_a_drawn_sample(tmp_path):
     files = numbered(tmp_path, {"train": 9, "validation": 8})
-    every = numbers(t2t.load("rte", "train", files=files))
-    assert numbers(t2t.load("rte", "train", files=files, n_obs=-1)) == every and len(every) == 9
+    every = numbers(t2t.load_rows("rte", "train", files=files))
+    assert numbers(t2t.load_rows("rte", "train", files=files, n_obs=-1)) == every and len(every) == 9
     order = torch.randperm(9, generator=torch.Generator().manual_seed(42)).tolist()
-    assert numbers(t2t.load("rte", "train", files=files, n_obs=3)) == [every[i] for i in order[:3]]
-    assert sorted(numbers(t2t.load("rte", "train", files=files, n_obs=100))) == every
-    half = numbers(t2t.load("rte", "test", files=files, split_validation_test=True))
-    assert numbers(t2t.load("rte", "test", files=files, split_validation_test=True, n_obs=2)) == half[:2]
+    assert numbers(t2t.load_rows("rte", "train", files=files, n_obs=3)) == [every[i] for i in order[:3]]
+    assert sorted(numbers(t2t.load_rows("rte", "train", files=files, n_obs=100))) == every
+    half = numbers(t2t.load_rows("rte", "test", files=files, split_validation_test=True))
+    assert numbers(t2t.load_rows("rte", "test", files=files, split_validation_test=True, n_obs=2)) == half[:2]
     with pytest.raises(UserError, match="0 rows"):
-        t2t.load("rte", "train", files=files, n_obs=0)
+        t2t.load_rows("rte", "train", files=files, n_obs=0)
 
 
 def test_snli_rows_without_a_gold_label_are_left_out(tmp_path, monkeypatch):
     rows = [NLI | {"label": label} for label in (0, -1, 2)]
     files = {"train": write_json(tmp_path / "train.json", rows)}
-    assert t2t.load("snli", "train", files=files)["target"] == ["0", "2"]
+    assert t2t.load_rows("snli", "train", files=files)["target"] == ["0", "2"]
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.Dataset.from_list(rows))
     monkeypatch.setattr(hub, "_reach", lambda name: None)
-    assert t2t.load("snli", "train")["target"] == ["0", "2"]
+    assert t2t.load_rows("snli", "train")["target"] == ["0", "2"]
 
 
 # --- sources ---------------------------------------------------------------------------------------------
@@ -295,23 +295,23 @@ HUB_NUMBERS = {"entailment": "0", "neutral": "1", "contradiction": "2"}
 
 def test_labels_of_the_official_folders_go_to_the_hubs_numbers_by_name():
     examples = glue.read(GLUE, "mnli", "train")
-    dataset = t2t.load("mnli", "train", data_dir=GLUE)
+    dataset = t2t.load_rows("mnli", "train", data_dir=GLUE)
     assert dataset["target"] == [HUB_NUMBERS[example.label] for example in examples]
     # The official order differs: a number taken over unchanged would be wrong.
     assert glue.TASKS["mnli"].labels.index("contradiction") == 0
     for name, official in (("rte", "rte"), ("qnli", "qnli")):
         expected = [str(int(example.label == "not_entailment")) for example in glue.read(GLUE, official, "dev")]
-        assert t2t.load(name, "validation", data_dir=GLUE)["target"] == expected
+        assert t2t.load_rows(name, "validation", data_dir=GLUE)["target"] == expected
     for name, official in (("sst2", "sst-2"), ("cola", "cola"), ("mrpc", "mrpc"), ("qqp", "qqp"), ("wnli", "wnli")):
         expected = [example.label for example in glue.read(GLUE, official, "dev")]
-        assert t2t.load(name, "validation", data_dir=GLUE)["target"] == expected
+        assert t2t.load_rows(name, "validation", data_dir=GLUE)["target"] == expected
 
 
 def test_mnli_validates_on_the_mismatched_and_tests_on_the_matched_set():
     for split, official in (("validation", "mnli-mm"), ("test", "mnli")):
         examples = glue.read(GLUE, official, "dev")
         expected = [f"premise: {example.text_a} hypothesis {example.text_b}" for example in examples]
-        assert t2t.load("mnli", split, data_dir=GLUE)["source"] == expected
+        assert t2t.load_rows("mnli", split, data_dir=GLUE)["source"] == expected
 
 
 ROWS = [
@@ -339,17 +339,17 @@ def test_files_of_all_four_kinds_give_the_same_rows(tmp_path, ending):
     expected = [(f"sentence1: {row['sentence1']} sentence2: {row['sentence2']}", target)
                 for row, target in zip(ROWS, "011")]  # fmt: skip
     for options in (dict(files=tmp_path / "rte"), dict(files={"train": path}), dict(data_dir=tmp_path)):
-        assert pairs(t2t.load("rte", "train", **options)) == expected
+        assert pairs(t2t.load_rows("rte", "train", **options)) == expected
 
 
 def test_a_flat_table_may_name_the_languages_alone(tmp_path):
     (tmp_path / "train.tsv").write_text("en\tro\nOne\tUnu\n", encoding="utf-8")
-    assert pairs(t2t.load("wmt16-en-ro", "train", files=tmp_path)) == [("One", "Unu")]
+    assert pairs(t2t.load_rows("wmt16-en-ro", "train", files=tmp_path)) == [("One", "Unu")]
 
 
 def test_an_escape_without_a_character_becomes_a_question_mark(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"sentence": "a \\ud800 b", "label": 1}\n', encoding="utf-8")
-    assert t2t.load("cola", "train", files=tmp_path)["source"] == ["sentence: a ? b"]
+    assert t2t.load_rows("cola", "train", files=tmp_path)["source"] == ["sentence: a ? b"]
 
 
 def test_a_converted_copy_is_taken_where_the_hubs_data_set_needs_a_script(monkeypatch):
@@ -363,7 +363,7 @@ def test_a_converted_copy_is_taken_where_the_hubs_data_set_needs_a_script(monkey
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(hub, "_reach", lambda name: None)
-    assert len(t2t.load("paws", "train")) == 1
+    assert len(t2t.load_rows("paws", "train")) == 1
     assert asked[1] == (("google-research-datasets/paws",), {
         "split": "train", "revision": "refs/convert/parquet", "data_dir": "labeled_final"})  # fmt: skip
 
@@ -387,21 +387,21 @@ def test_repositories_of_a_script_load_their_converted_copy_one_configuration_af
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(hub, "_reach", lambda name: None)
     for name in ("iwslt2017-ro-nl", "iwslt2017-en-nl"):
-        assert t2t.load(name, "test")["target"] == [name]
-    assert len(t2t.load("social_i_qa", "validation")) == 1
+        assert t2t.load_rows(name, "test")["target"] == [name]
+    assert len(t2t.load_rows("social_i_qa", "validation")) == 1
 
 
 def test_without_the_hub_the_user_is_told_which_files_would_do(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
     for options in ({}, {"data_dir": tmp_path}):
         with pytest.raises(UserError) as error:
-            t2t.load("paws", "train", **options)
+            t2t.load_rows("paws", "train", **options)
         assert "the hub cannot be reached" in error.value.found
         assert error.value.location == "google-research-datasets/paws/labeled_final"
         assert "{train,validation,test}.{json,jsonl,csv,tsv}" in error.value.remedy
     assert f"{tmp_path} holds no data of paws" in error.value.found
     with pytest.raises(UserError, match="sick is not on the hub"):
-        t2t.load("sick", "train")
+        t2t.load_rows("sick", "train")
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ def test_without_the_hub_the_user_is_told_which_files_would_do(tmp_path, monkeyp
 def test_a_broken_file_is_refused_with_its_place(tmp_path, file, text, location, says):
     (tmp_path / file).write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=says) as error:
-        t2t.load("cola", "train", files=tmp_path)
+        t2t.load_rows("cola", "train", files=tmp_path)
     assert str(error.value.location).startswith(str(tmp_path / file) + location)
 
 
@@ -433,7 +433,7 @@ def test_a_broken_file_is_refused_with_its_place(tmp_path, file, text, location,
 def test_a_similarity_that_is_none_is_refused(score, tmp_path):
     (tmp_path / "train.jsonl").write_text(f'{{"sentence1": "a", "sentence2": "b", "label": {score}}}\n')
     with pytest.raises(UserError, match=r"the score is .*|NaN is not JSON") as error:
-        list(t2t.load("stsb", "train", files=tmp_path))
+        list(t2t.load_rows("stsb", "train", files=tmp_path))
     assert str(error.value.location) == f"{tmp_path / 'train.jsonl'}:1"
 
 
@@ -442,11 +442,11 @@ def test_a_tasks_own_folder_is_read_under_any_name_of_a_split_and_never_beside_o
     row = '{"sentence1": "a", "sentence2": "b", "label": 0}\n'
     for name in ("train", "dev"):
         (tmp_path / "rte" / f"{name}.jsonl").write_text(row * (1 + (name == "dev")))
-    assert [len(list(t2t.load("rte", split, data_dir=tmp_path))) for split in ("train", "validation")] == [1, 2]
+    assert [len(list(t2t.load_rows("rte", split, data_dir=tmp_path))) for split in ("train", "validation")] == [1, 2]
     (tmp_path / "rte/dev.jsonl").unlink()
     shutil.copytree(GLUE / "RTE", tmp_path / "RTE")
     with pytest.raises(UserError, match="has no file of rte for validation") as error:
-        list(t2t.load("rte", "validation", data_dir=tmp_path))
+        list(t2t.load_rows("rte", "validation", data_dir=tmp_path))
     assert error.value.location == tmp_path / "rte"
 
 
@@ -454,14 +454,14 @@ def test_folders_and_names_that_cannot_be_meant_are_refused(tmp_path):
     numbered(tmp_path, {"train": 3})
     (tmp_path / "train.csv").write_text("sentence1,sentence2,label\n")
     for call, says in (
-        (lambda: t2t.load("rte", "train", files=tmp_path), "has both train.json and train.csv"),
-        (lambda: t2t.load("rte", "validation", files=tmp_path), "has no file of rte for validation"),
-        (lambda: t2t.load("rte", "validation", files={"train": "x.json"}), "no file is given for validation"),
-        (lambda: t2t.load("rte", "train", files={"train": tmp_path / "x.txt"}), "is a '.txt' file"),
-        (lambda: t2t.load("rte", "train", files=tmp_path / "none"), "no such folder"),
-        (lambda: t2t.load("rte", "train", data_dir=tmp_path / "none"), "no such folder"),
-        (lambda: t2t.load("rte", "dev", files=tmp_path), "unknown split 'dev'"),
-        (lambda: t2t.load("sst-5", "train"), "unknown task 'sst-5'"),
+        (lambda: t2t.load_rows("rte", "train", files=tmp_path), "has both train.json and train.csv"),
+        (lambda: t2t.load_rows("rte", "validation", files=tmp_path), "has no file of rte for validation"),
+        (lambda: t2t.load_rows("rte", "validation", files={"train": "x.json"}), "no file is given for validation"),
+        (lambda: t2t.load_rows("rte", "train", files={"train": tmp_path / "x.txt"}), "is a '.txt' file"),
+        (lambda: t2t.load_rows("rte", "train", files=tmp_path / "none"), "no such folder"),
+        (lambda: t2t.load_rows("rte", "train", data_dir=tmp_path / "none"), "no such folder"),
+        (lambda: t2t.load_rows("rte", "dev", files=tmp_path), "unknown split 'dev'"),
+        (lambda: t2t.load_rows("sst-5", "train"), "unknown task 'sst-5'"),
     ):
         with pytest.raises(UserError, match=says):
             call()
@@ -470,7 +470,7 @@ def test_folders_and_names_that_cannot_be_meant_are_refused(tmp_path):
 def test_real_glue_has_the_sizes_and_answers_of_its_files(shared_data):
     sizes = {}
     for name in ("rte", "cola", "mrpc", "stsb", "wnli", "sst2"):
-        splits = {split: t2t.load(name, split, data_dir=shared_data / "glue", split_validation_test=True)
+        splits = {split: t2t.load_rows(name, split, data_dir=shared_data / "glue", split_validation_test=True)
                   for split in t2t.SPLITS}  # fmt: skip
         sizes[name] = [len(dataset) for dataset in splits.values()]
         for dataset in splits.values():
@@ -485,18 +485,18 @@ def test_yelp_polarity_as_its_original_files_number_it_is_refused(tmp_path):
     for labels, found in (("112", "train.csv:4: the label is 2"), ("11", "every label is 1")):
         path.write_text("label,text\n" + "".join(f"{label},Some text.\n" for label in labels), encoding="utf-8")
         with pytest.raises(UserError) as error:
-            t2t.load("yelp_polarity", "train", tmp_path, n_obs=1)
+            t2t.load_rows("yelp_polarity", "train", tmp_path, n_obs=1)
         assert found in str(error.value) and "write neg" in str(error.value)
     path.write_text("label,text\npos,Good.\nneg,Bad.\n", encoding="utf-8")
-    assert t2t.load("yelp_polarity", "train", tmp_path)["target"] == ["1", "0"]
+    assert t2t.load_rows("yelp_polarity", "train", tmp_path)["target"] == ["1", "0"]
 
 
 def test_blank_targets_are_said_and_left_out(tmp_path, caplog):
     path = tmp_path / "wmt16-ro-en" / "test.json"
     path.parent.mkdir()
     write_json(path, [{"translation": {"ro": "Da.", "en": "Yes."}}, {"translation": {"ro": "Nu.", "en": " "}}])
-    assert t2t.load("wmt16-ro-en", "test", tmp_path)["target"] == ["Yes."]
+    assert t2t.load_rows("wmt16-ro-en", "test", tmp_path)["target"] == ["Yes."]
     assert "1 of 2 rows for test have a blank target" in caplog.text
     write_json(path, [{"translation": {"ro": "Nu.", "en": ""}}])
     with pytest.raises(UserError, match="the targets of all 1 rows for test are blank"):
-        t2t.load("wmt16-ro-en", "test", tmp_path)
+        t2t.load_rows("wmt16-ro-en", "test", tmp_path)

@@ -197,10 +197,10 @@ def test_flags_of_run_json_give_the_same_arguments_again(tmp_path):
 def test_float16_on_a_cpu_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="--fp16: float16 needs a GPU"):
-        text_to_text_arguments.begin(parse(tmp_path, "--fp16"))
+        text_to_text_arguments.check_before_loading(parse(tmp_path, "--fp16"))
 
 
 @pytest.mark.parametrize("name", ["nonsense", "galore_adamw"])
 def test_an_optimizer_that_cannot_be_built_is_refused_before_anything_is_loaded(tmp_path, name):
     with pytest.raises(UserError, match=f"--optim {name}: it cannot be used"):
-        text_to_text_arguments.begin(parse(tmp_path, optim=name))
+        text_to_text_arguments.check_before_loading(parse(tmp_path, optim=name))

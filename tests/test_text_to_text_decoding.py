@@ -22,7 +22,7 @@ OWN = dict(cola=dict(method="prompt", prompt_length=3), mrpc=dict(method="prefix
 def lively(method, **settings):
     """A `TextToTextModel` with random weights that answers every input differently, and as its end a token that rows
     produce at the most different positions."""
-    backbone, tokenizer = t5.load_backbone("tiny-t5")
+    backbone, tokenizer = t5.load_t5_of_name("tiny-t5")
     torch.manual_seed(0)
     methods = OWN if method == COMBINED_T5 else None
     model = t5.attach(backbone, TASKS, t5.T5Settings(method=method, **SETTINGS | settings), methods=methods).eval()

@@ -23,7 +23,7 @@ GLUE = str(ROOT / "data" / "samples" / "glue")
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(3)
-    backbone, tokenizer = t5.load_backbone("tiny-t5")
+    backbone, tokenizer = t5.load_t5_of_name("tiny-t5")
     settings = t5.T5Settings(method="adapters", reduction_factor=8)
     attached = t5.attach(backbone, ["rte", "stsb", "mrpc"], settings)
     with torch.no_grad():
@@ -157,7 +157,7 @@ METHODS = dict(finetune_single_task="finetune", finetune="finetune", adapters="a
 def test_every_config_makes_the_model_it_is_named_after(path):
     flags = ["--model_name_or_path", "tiny-t5", "--tokenizer_name", "tiny-t5", "--data_dir", GLUE, "--fp32"]
     arguments = parse([path, *flags])
-    model, _ = train_t5.build(arguments)
+    model, _ = train_t5.build_model(arguments)
     assert model.settings.method == METHODS.get(path.stem, path.stem)
     counts = t5.count_parameters(model)
     if model.settings.method == "finetune":
@@ -170,7 +170,7 @@ def test_every_config_makes_the_model_it_is_named_after(path):
 
 def test_with_train_adapters_blocks_off_only_the_layer_norms_are_trained():
     flags = ["--model_name_or_path", "tiny-t5", "--tokenizer_name", "tiny-t5", "--train_adapters_blocks", "false"]
-    model, _ = train_t5.build(parse([ROOT / "configs" / "adapters.json", *flags]))
+    model, _ = train_t5.build_model(parse([ROOT / "configs" / "adapters.json", *flags]))
     counts = t5.count_parameters(model)
     assert counts["layer_norms"] > 0 and counts["adapters"] == counts["backbone"] == 0
 

@@ -17,13 +17,13 @@ from tests.scripts import SAMPLES
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    _, gpt2 = backbones.load("tiny-gpt2")
+    _, gpt2 = backbones.load_backbone("tiny-gpt2")
     cache_task = task.get_task("mt")
     gpt2.add_special_tokens({"additional_special_tokens": list(cache_task.markers)})
     from transformers import AutoTokenizer
     from versatile.adapters.backbones import bundled
 
-    _, lifelong = backbones.load("tiny-gpt2")
+    _, lifelong = backbones.load_backbone("tiny-gpt2")
     lifelong.add_special_tokens({"additional_special_tokens": question_answer.special_tokens(["ag"])})
     bert, t5 = AutoTokenizer.from_pretrained(bundled.folder("tiny-bert")), load_tokenizer(bundled.folder("tiny-t5"))
     return gpt2, bert, t5, lifelong

@@ -178,7 +178,7 @@ def test_weight_decay_spares_every_bias_and_norm(bert):
     from versatile.adapters.classifier import keyed_parameters
     from versatile.training.optimizers import parameter_groups
 
-    model, _ = berts.build(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
+    model, _ = berts.build_classifier(str(bert), {"cola": 2, "sts-b": 1}, "base", 32)
     spared = {id(p) for g in parameter_groups(model, 0.1) if not g["weight_decay"] for p in g["params"]}
     named = keyed_parameters(model)
     kept = {name for name, p in named.items() if id(p) in spared}
@@ -195,7 +195,7 @@ def test_the_selector_keeps_what_the_model_is_least_certain_about(bert):
     from versatile.training.uncertainty_sampling import UncertaintySampler
     from versatile.utils import uncertainty
 
-    model, tokenizer = berts.build(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
+    model, tokenizer = berts.build_classifier(str(bert), {"mrpc": 2, "sts-b": 1, "mnli": 3}, "base", 32)
     splits = {t: load_split(ROOT / SAMPLES, t, "train", tokenizer, 32, limit=6) for t in model.tasks}
     selector = UncertaintySampler(model, torch.float32)
     batches = CandidateBatches(splits, {t: model.task_id(t) for t in splits}, 0, 32, 4, select=selector)
@@ -255,7 +255,7 @@ def test_two_processes_are_one_with_twice_the_batch(size, more, tmp_path):
 
 
 def test_epochs_may_be_fractions_and_max_steps_overrides_them():
-    from train_camtl import settings_of
+    from train_camtl import trainer_settings
 
     batches = Namespace(plan=lambda epoch: range(10))
     flags = dict(gradient_accumulation_steps=3, max_steps=-1, n_epochs=2.5, warmup_steps=None,
@@ -264,7 +264,7 @@ def test_epochs_may_be_fractions_and_max_steps_overrides_them():
                  evaluate_during_training=False, logging_first_step=False)  # fmt: skip
 
     def planned(**more):
-        settings, warmup = settings_of(Namespace(**flags | more), batches, torch.float32)
+        settings, warmup = trainer_settings(Namespace(**flags | more), batches, torch.float32)
         return settings.n_epochs, settings.max_steps, warmup
 
     assert planned() == (3, 10, 2) and planned(n_epochs=0.01) == (1, 1, 0)

@@ -197,9 +197,9 @@ def test_data_that_cannot_be_learnt_are_one_message(tmp_path):
     refused(bad(folder, tmp_path, tasks=("ag", "sts")), "unknown task 'sts'", "sst")
     path = folder / TASKS["sst"].filename("train")
     (one, *rest) = questions("sst", 3)
-    samples.save(path, [*rest, samples.QA(one.context, one.question, ("positive", "negative"))])
+    samples.save_samples(path, [*rest, samples.QA(one.context, one.question, ("positive", "negative"))])
     refused(bad(folder, tmp_path), "2 answers", "sst_to_squad-train-v2.0.json:data[2]", out=tmp_path / "out")
-    samples.save(path, [*rest, samples.QA(one.context, one.question, ("golden " * 60,))])
+    samples.save_samples(path, [*rest, samples.QA(one.context, one.question, ("golden " * 60,))])
     refused(bad(folder, tmp_path), "an answer has", "sst_to_squad-train-v2.0.json:data[2]", "or more for its context")
 
 
@@ -217,12 +217,12 @@ def test_a_teacher_that_cannot_teach_is_one_message(data, tmp_path):
     tokenizer.add_tokens(["versatile"])
     model.resize_token_embeddings(len(tokenizer))
     model.save_pretrained(other), tokenizer.save_pretrained(other)
-    model, tokenizer = backbones.load(str(other))
+    model, tokenizer = backbones.load_backbone(str(other))
     attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
-    checkpoint.save(model, tokenizer, teachers / "ag")
+    checkpoint.save_checkpoint(model, tokenizer, teachers / "ag")
     more = ("--distil", "--teacher_dir", teachers)
     refused(bad(data, tmp_path, *more), "no teacher of sst", "--train_teachers", out=tmp_path / "out")
-    checkpoint.save(model, tokenizer, teachers / "sst")
+    checkpoint.save_checkpoint(model, tokenizer, teachers / "sst")
     refused(bad(data, tmp_path, *more), "the teacher's vocabulary (", teachers / "ag", out=tmp_path / "out")
 
 
@@ -288,8 +288,8 @@ def test_an_output_directory_is_place_enough_and_flags_of_the_evaluation_do_noth
 
 def test_what_does_not_fit_and_what_is_held_or_replayed_is_said(tmp_path, capsys):
     folder = write(tmp_path / "data")
-    samples.save(folder / TASKS["ag"].filename("train"),
-                 [*questions("ag", 3), samples.QA("a river " * 60, "what?", ("World",))])  # fmt: skip
+    samples.save_samples(folder / TASKS["ag"].filename("train"),
+                         [*questions("ag", 3), samples.QA("a river " * 60, "what?", ("World",))])  # fmt: skip
     # As many are kept as a quarter of the next task, which has 10.
     few = ("--max_len", 96, "--gen_lm_sample_percentage", 0.25)
     said = learn(capsys, *command(folder, tmp_path / "gem", "gem", *QUICK, *few))
@@ -304,7 +304,7 @@ def test_what_does_not_fit_and_what_is_held_or_replayed_is_said(tmp_path, capsys
 
 def test_an_answer_too_long_to_be_evaluated_is_said_before_learning(tmp_path, capsys):
     folder = write(tmp_path / "data")
-    samples.save(folder / TASKS["sst"].filename("test"), [samples.QA("a", "b?", ("golden " * 60,))])
+    samples.save_samples(folder / TASKS["sst"].filename("test"), [samples.QA("a", "b?", ("golden " * 60,))])
     said = learn(capsys, *command(folder, tmp_path / "run", "finetune", *QUICK))
     warning = "sst_to_squad-test-v2.0.json:data[0].paragraphs[0].qas[0] cannot be evaluated as it is: an answer has"
     assert said.index(warning) < said.index("task 1 of 2") and "evaluate_lifelong.py --max_len " in said
@@ -316,7 +316,7 @@ def test_an_answer_too_long_to_be_evaluated_is_said_before_learning(tmp_path, ca
 
 def test_the_length_that_is_asked_for_is_enough_after_bos_too(tmp_path, capsys):
     folder = write(tmp_path / "data")
-    samples.save(folder / TASKS["ag"].filename("train"), [samples.QA("a", "b?", ("golden " * 40,))] * 4)
+    samples.save_samples(folder / TASKS["ag"].filename("train"), [samples.QA("a", "b?", ("golden " * 40,))] * 4)
     argv = command(folder, tmp_path / "run", "lll", *QUICK, "--lead_bos")
     said = cannot(capsys, *argv)
     assert "with --max_len 48" in said
@@ -362,9 +362,9 @@ def test_a_teacher_with_too_few_positions_is_found_before_learning(data, tmp_pat
     short.n_positions = short.max_position_embeddings = 32
     AutoModelForCausalLM.from_config(short).save_pretrained(tmp_path / "short")
     AutoTokenizer.from_pretrained(bundled.folder("tiny-gpt2")).save_pretrained(tmp_path / "short")
-    model, tokenizer = backbones.load(str(tmp_path / "short"))
+    model, tokenizer = backbones.load_backbone(str(tmp_path / "short"))
     attach(model, tokenizer, {"lifelong": special_tokens(["ag"])})
     for task in ("ag", "sst"):
-        checkpoint.save(model, tokenizer, tmp_path / "teachers" / task)
+        checkpoint.save_checkpoint(model, tokenizer, tmp_path / "teachers" / task)
     text = cannot(capsys, *command(data, tmp_path / "out", "lll", "--distil", "--teacher_dir", tmp_path / "teachers"))
     assert "it has 32 positions" in text and "--max_len 32" in text and not (tmp_path / "out").exists()

@@ -272,7 +272,7 @@ def test_resuming_on_another_backbone_is_refused(nlg_data, tmp_path):
     from versatile.adapters.backbones import loading as backbones
 
     def save_backbone(seed):
-        model, tokenizer = backbones.load("tiny-gpt2", random_init=seed)
+        model, tokenizer = backbones.load_backbone("tiny-gpt2", random_init=seed)
         model.save_pretrained(tmp_path / "backbone")
         tokenizer.save_pretrained(tmp_path / "backbone")
 
@@ -288,7 +288,7 @@ def test_resuming_on_another_backbone_is_refused(nlg_data, tmp_path):
 def test_a_run_does_not_overwrite_a_model(nlg_data, tmp_path):
     from versatile.adapters.backbones import loading as backbones
 
-    model, tokenizer = backbones.load("tiny-gpt2")
+    model, tokenizer = backbones.load_backbone("tiny-gpt2")
     model.save_pretrained(tmp_path / "backbone")
     tokenizer.save_pretrained(tmp_path / "backbone")
     before = contents(tmp_path / "backbone")

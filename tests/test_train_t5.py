@@ -171,8 +171,8 @@ def test_only_what_was_trained_is_in_the_model_and_moves(finished):
     folder, _ = finished
     from versatile.adapters import t5
 
-    model, _ = t5.load(folder)
-    bare, _ = t5.load_backbone("tiny-t5")
+    model, _ = t5.load_t5(folder)
+    bare, _ = t5.load_t5_of_name("tiny-t5")
     kept = dict(bare.named_parameters())
     for name, parameter in model.named_parameters():
         if name in kept and not parameter.requires_grad:
@@ -187,9 +187,9 @@ def test_tasks_that_are_not_in_a_batch_rest(tmp_path):
 
     folder, _ = trained(tmp_path, max_steps=1, eval_strategy="no", load_best_model_at_end=False, do_eval=False,
                         do_test=False, warmup_steps=0)  # fmt: skip
-    model, _ = t5.load(folder)
+    model, _ = t5.load_t5(folder)
     set_seed(42)
-    bare, _ = t5.load_backbone("tiny-t5")
+    bare, _ = t5.load_t5_of_name("tiny-t5")
     start_ = t5.attach(bare, ["rte", "mrpc"], model.settings)
     first = dict(start_.named_parameters())
     moved = {n for n, p in model.named_parameters() if ".adapters." in n and not torch.equal(p, first[n])}
@@ -305,7 +305,7 @@ def test_norms_and_biases_do_not_decay(tmp_path):
     from versatile.adapters import t5
     from versatile.training.optimizers import build_optimizer
 
-    model, _ = t5.load_backbone("tiny-t5")
+    model, _ = t5.load_t5_of_name("tiny-t5")
     model = t5.attach(model, ["a"], t5.T5Settings(method="adapters", unfreeze_model=True))
     groups = build_optimizer(model, arguments(tmp_path, "--weight_decay", 0.1)).param_groups
     decayed = {id(p) for g in groups if g["weight_decay"] for p in g["params"]}
@@ -324,7 +324,7 @@ def test_schedules_and_optimizers_are_those_asked_for(tmp_path, name):
     from versatile.training.schedules import build_schedule
     from versatile.training.text_to_text_arguments import warmup_steps
 
-    model, _ = t5.load_backbone("tiny-t5")
+    model, _ = t5.load_t5_of_name("tiny-t5")
     adafactor = ["--adafactor"] * (name == "linear")
     args = arguments(tmp_path, "--lr_scheduler", name, "--warmup_steps", 2, "--learning_rate", 1.0, *adafactor)
     optimizer = build_optimizer(t5.attach(model, ["a"], t5.T5Settings()), args)

@@ -97,7 +97,7 @@ def model_and_batches(files, name, tasks, batch_size=6):
     from versatile.data.task import get_task
 
     torch.manual_seed(0)
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     adapting.attach(model, tokenizer, {t: get_task(t).markers for t in TASKS}, WIDTHS)
     model.train(False)
     splits = {
@@ -165,13 +165,13 @@ def test_the_order_of_rows_in_a_mixed_batch_changes_nothing(files):
 
 
 def test_a_task_without_rows_in_a_step_does_not_move(files, tmp_path):
-    from versatile.adapters.attach import owners
+    from versatile.adapters.attach import parameters_of_tasks
     from versatile.training.callbacks import MaskAbsentTasks
 
     model, mixed = model_and_batches(files, "tiny-gpt2", TASKS)
     mixed.skip = {"mt"}
     before = {k: p.detach().clone() for k, p in model.named_parameters()}
-    callbacks = [MaskAbsentTasks(owners(model))]
+    callbacks = [MaskAbsentTasks(parameters_of_tasks(model))]
     build_trainer(model, mixed, tmp_path / "run", n_epochs=1, weight_decay=0.5, callbacks=callbacks).fit()
     for key, p in model.named_parameters():
         moved = not torch.equal(p, before[key])

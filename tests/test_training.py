@@ -334,14 +334,14 @@ def test_frozen_tensors_get_no_gradient_no_optimizer_state_and_no_change(name, t
 
     task = get_task("nlg")
     torch.manual_seed(0)
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     adapting.attach(model, tokenizer, {"nlg": task.markers}, {"nlg": 4})
     split = load_split(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
     batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limits={"nlg": 12}, batch_size=4)
     before = {k: v.detach().clone() for k, v in [*model.named_parameters(), *model.named_buffers()]}
     held = build_trainer(model, batches, tmp_path, n_epochs=2, weight_decay=0.1,
                          evaluate=Validation(model, {"nlg": batches}, torch.float32),
-                         save=lambda folder: checkpoint.save(model, tokenizer, folder))  # fmt: skip
+                         save=lambda folder: checkpoint.save_checkpoint(model, tokenizer, folder))  # fmt: skip
     held.fit()
     trained = adapting.trainable(model)
     assert {k.split(".")[-1] if "rows" in k else "adapter" for k in trained} == {"nlg", "adapter"}
@@ -367,7 +367,7 @@ def test_in_full_fine_tuning_everything_is_trained(name, tmp_path):
 
     task = get_task("nlg")
     torch.manual_seed(0)
-    model, tokenizer = backbones.load(name)
+    model, tokenizer = backbones.load_backbone(name)
     adapting.attach(model, tokenizer, {"nlg": task.markers})
     split = load_split(SAMPLES / "nlg.json", "train", task, tokenizer, 256, training=True)
     batches = Batches({"nlg": split}, {"nlg": 0}, tokenizer.pad_token_id, 256, limits={"nlg": 8}, batch_size=8)

@@ -17,7 +17,7 @@ from versatile.utils.files import (
     atomic_directory,
     atomic_write,
     cache_root,
-    could_be_made,
+    check_creatable,
     disk_errors,
     move_into_place,
     remove_leftovers,
@@ -194,12 +194,12 @@ def test_a_directory_is_proved_writable_before_it_is_needed(tmp_path):
 
 
 def test_a_place_where_nothing_can_be_made_is_found_without_making_anything(tmp_path):
-    could_be_made(tmp_path / "a" / "b", "--output_dir")
+    check_creatable(tmp_path / "a" / "b", "--output_dir")
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "below", "/proc/nothing/below"):
         with pytest.raises(UserError, match="cannot write") as caught:
-            could_be_made(path, "--output_dir")
+            check_creatable(path, "--output_dir")
         assert caught.value.location == f"--output_dir {path}"
 
 

@@ -158,7 +158,7 @@ def test_a_run_that_is_still_training_is_no_start(lora, files, tmp_path, capsys)
     (copy / "metrics.json").unlink()
     last = sorted((copy / "checkpoints").iterdir())[-1]
     refused_here(capsys, lambda: run_train(*start, copy), "this run has not finished", str(last), out=out)
-    assert checkpoint.load(run_train(*start, last))
+    assert checkpoint.load_checkpoint(run_train(*start, last))
 
 
 def test_looking_leaves_no_lock_behind(lora, tmp_path):

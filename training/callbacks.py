@@ -83,8 +83,8 @@ class Coverage(Callback):
         """See `Callback`."""
         shares = self.tracker.shares()
         self.trainer.history["seen"].append(dict(step=step, rows=dict(self.tracker.counts), share=shares))
-        if self.trainer.board:
-            self.trainer.board.add(step, "seen", shares)
+        if self.trainer.reporters:
+            self.trainer.reporters.add(step, "seen", shares)
 
     def state_dict(self):
         """The rows that have been drawn."""

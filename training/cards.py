@@ -120,7 +120,7 @@ def _loading(flags, tasks, location, hub_name):
     code = "import versatile\n\nmodel = versatile.load(directory)\nprint(model.generate_text({!r}, {!r}))"
     if "seq_train_type" in flags:
         code = ("from versatile.adapters import checkpoint\n\n"
-                f"model, tokenizer = checkpoint.load({_last_stage(flags, location)})")
+                f"model, tokenizer = checkpoint.load_checkpoint({_last_stage(flags, location)})")
         command = shell_command("evaluate_lifelong.py", "--model_dirs", location)
     elif "adapter_config_name" in flags:
         code = code.format(first, _columns(first))

@@ -93,7 +93,7 @@ def signature(name, metric, split):
     return f"{f'GLUE {name}' if name in glue.TASKS else name} {split}, {metric}, 0–1"
 
 
-def one_number(scores):
+def task_score(scores):
     """A task's score: the mean of its metrics, as in GLUE."""
     return sum(scores.values()) / len(scores)
 
@@ -102,7 +102,7 @@ def average(report):
     """The mean of the tasks' scores; MNLI's is the mean of its two dev sets. The original has no such average."""
     tasks = {}
     for name, result in report.items():
-        tasks.setdefault(_SAME_TASK.get(name, name), []).append(one_number(result["scores"]))
+        tasks.setdefault(_SAME_TASK.get(name, name), []).append(task_score(result["scores"]))
     return sum(sum(each) / len(each) for each in tasks.values()) / len(tasks)
 
 
@@ -123,7 +123,7 @@ class DevScores(Evaluator):
         started = time.monotonic()
         report = evaluate(self.model, self.splits, *self.options)
         loss, mean = sum(result["loss"] for result in report.values()) / len(report), average(report)
-        tasks = ", ".join(f"{name} {100 * one_number(r['scores']):.1f}" for name, r in report.items())
+        tasks = ", ".join(f"{name} {100 * task_score(r['scores']):.1f}" for name, r in report.items())
         line = f"average {100 * mean:.1f} of {tasks}; loss {loss:.4f}%s, {time.monotonic() - started:.0f} s"
         scalars = {"dev": {"loss": loss, AVERAGE: mean},
                    **{f"dev/{name}": {"loss": r["loss"]} | r["scores"] for name, r in report.items()}}  # fmt: skip
@@ -145,7 +145,7 @@ class DevScores(Evaluator):
 # --- files -----------------------------------------------------------------------------------------------
 
 
-def table(report, step=None):
+def format_report(report, step=None):
     """A report as text, in percent."""
     rows = [("task", "rows", "loss", "scores")]
     for name, result in report.items():
@@ -177,7 +177,7 @@ def write_results(folder, report, step, **more):
     folder = Path(folder)
     write_json(folder / "eval_results.json", dict(step=step, average=average(report), tasks=report, **more))
     with atomic_write(folder / "eval_results.txt") as file:
-        file.write(table(report, step) + "\n")
+        file.write(format_report(report, step) + "\n")
 
 
 def write_predictions(folder, name, split, predictions, step):

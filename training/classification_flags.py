@@ -127,7 +127,7 @@ def _sampling(p):
 # --- what goes together ----------------------------------------------------------------------------------
 
 
-def check(p, args):
+def check_flags(p, args):
     """Complete the flags; a parser error if they are inconsistent."""
     if not args.model_checkpoint:
         p.error("--model_name_or_path is needed")

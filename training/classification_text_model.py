@@ -14,8 +14,8 @@ from versatile.data.pair_batches import pair_inputs
 from versatile.data.prompt import Prompt
 from versatile.data.task import Example, Span, Task, resolve
 from versatile.training import classification, runs
-from versatile.training.evaluation import EvalSplit, Predictions, asked_tasks, task_data
-from versatile.training.objectives import move
+from versatile.training.evaluation import EvalSplit, Predictions, requested_tasks, task_data
+from versatile.training.objectives import move_to_device
 from versatile.training.text_model import TextModel
 from versatile.utils import devices
 from versatile.utils.devices import autocast
@@ -101,12 +101,12 @@ class SentenceClassifier(TextModel):
     @classmethod
     def load(cls, directory, task, dtype):
         """The model of a run of train_camtl.py, or of one of its checkpoints; see `load_text_model`."""
-        model, tokenizer = bert.load(directory)
+        model, tokenizer = bert.load_classifier(directory)
         register_own_tasks(runs.stored_definitions(directory))
         if task is not None and task not in model.tasks:
             raise UserError(f"the model was not trained for {task}", location=f"--task {task}",
                             expected=f"one of {', '.join(model.tasks)}")  # fmt: skip
-        model.aliases = glue.guests_of(model.tasks)
+        model.aliases = glue.tasks_sharing_heads(model.tasks)
         return cls(directory, model, tokenizer, dtype)
 
     @property
@@ -128,7 +128,7 @@ class SentenceClassifier(TextModel):
     @torch.no_grad()
     def decode(self, prompts, decoding):
         device, names = next(self.model.parameters()).device, list(self.model.tasks)
-        batch = move(tensors(pair_inputs(prompts, self.tokenizer.pad_token_id, self.longest)), device)
+        batch = move_to_device(tensors(pair_inputs(prompts, self.tokenizer.pad_token_id, self.longest)), device)
         batch["task_ids"] = torch.tensor([prompt.task_id for prompt in prompts], device=device)
         with autocast(device, self.dtype):
             scores = self.model(**batch).scores.float().cpu()
@@ -149,7 +149,7 @@ class SentenceClassifier(TextModel):
 
     def read_splits(self, args, typed):
         """The splits requested from evaluate.py, a list of `PairSplit`; "all" includes MNLI's second dev set."""
-        names = asked_tasks(args, self.model.tasks, "sentence_pair")
+        names = requested_tasks(args, self.model.tasks, "sentence_pair")
         classification.check_heads(self.model, names, f"--model_checkpoint {args.model_checkpoint}")
         split, splits = SPLITS[args.split], []
         for name in names:
@@ -157,10 +157,10 @@ class SentenceClassifier(TextModel):
                 if folder is None and not glue.get_task(name).pairs:
                     raise UserError("no data folder was named", location="--dataset_path",
                                     expected="GLUE in the official script's folders")  # fmt: skip
-                guests = glue_files.guests_with_files([name], folder, split) if args.task == "all" else []
+                sharing = glue_files.head_sharing_tasks_with_files([name], folder, split) if args.task == "all" else []
                 splits += [PairSplit(glue.get_task(task), load_split(
                     folder, task, split, self.tokenizer, self.longest, limit=args.limit, cache_dir=args.token_cache_dir,
-                )) for task in (name, *guests)]  # fmt: skip
+                )) for task in (name, *sharing)]  # fmt: skip
         for name, labels in ((part.name, part.rows.labels) for part in splits):
             if (labels != labels).any():
                 raise UserError(f"the {args.split} rows of {name} have no labels", location=f"--split {args.split}",

@@ -121,7 +121,7 @@ class MarkerSplit(EvalSplit):
 def read_split(task, path, split, max_history, limit):
     """Read a task's instances as a `MarkerSplit`."""
     decoding = task.read_options(max_history, decoding=True)
-    examples = instances.read(path, split, task, decoding, limit)
+    examples = instances.read_instances(path, split, task, decoding, limit)
     return MarkerSplit(task, path, split, task.read_options(max_history), examples, limit)
 
 
@@ -287,12 +287,12 @@ def evaluate_run(args, typed, encoder):
     evaluate_into(args.output_dir, text_model, splits, decoding, args.samples, **text_model.describe())
 
 
-def asked_tasks(args, held, kind="markers"):
+def requested_tasks(args, model_tasks, kind="markers"):
     """Names of the requested tasks among those that a model holds; a `UserError` for --data of any other task.
 
     Afterwards `args.data` is keyed by these names; `kind`: see `data.task_names.by_task`.
     """
-    names = list(held) if args.task == "all" else [args.task]
+    names = list(model_tasks) if args.task == "all" else [args.task]
     args.data = by_task(args.data, names, "evaluated", kind=kind)
     return names
 
@@ -323,12 +323,12 @@ def task_data(args, typed, directory, task):
     if task in args.data or (remembered and not args.dataset_path):
         flag = f"--data {task}=DIR"
     own = next((path for path in (remembered, known.get("data_dir")) if path and TEXT.fits(path)), None)
-    folder = data_of(args.data.get(task) or args.dataset_path, own, flag)
+    folder = find_data_folder(args.data.get(task) or args.dataset_path, own, flag)
     with naming_the_flag(flag):
         yield folder
 
 
-def data_of(named, own, flag="--dataset_path DIR"):
+def find_data_folder(named, own, flag="--dataset_path DIR"):
     """The named data folder, or else the run's own, which must still exist; None: there is neither.
 
     Args:

@@ -11,7 +11,7 @@ from versatile.adapters import attach as adapting
 from versatile.adapters import checkpoint
 from versatile.adapters import warm_start as warm_starting
 from versatile.adapters.backbones.family import max_length_of
-from versatile.adapters.backbones.loading import load as load_backbone
+from versatile.adapters.backbones.loading import load_backbone
 from versatile.adapters.manifest import ADAPTER_WEIGHTS
 from versatile.data.batching import Batches
 from versatile.data.encoders.markers import load_split
@@ -19,11 +19,11 @@ from versatile.data.own_tasks import define
 from versatile.data.task import distilled_beside
 from versatile.data.task_names import name_among
 from versatile.training import hub, sharding
-from versatile.training.board import check_reporters
 from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.objectives import CrossEntropy
 from versatile.training.optimizers import build_adamw
 from versatile.training.output_directory import check_output_directory, clear_run
+from versatile.training.reporters import check_reporters
 from versatile.training.runs import (
     READ_PATHS,
     ModelFiles,
@@ -51,7 +51,7 @@ FREE_WHEN_RESUMING = {"resume", "output_dir", "cache_dir", "token_cache_dir", "r
                       "save_steps", "valid_batch_size", "push_to_hub", *READ_PATHS}  # fmt: skip
 
 
-def say(*words, **options):
+def print_once(*words, **options):
     """Print in the first process only."""
     if idist.get_rank() == 0:
         print(*words, **options)
@@ -161,7 +161,7 @@ def check_machine(args):
     return dtype
 
 
-def begin(args, run):
+def check_before_loading(args, run):
     """Check flags and machine before anything is loaded; returns the precision's dtype."""
     if args.output_dir and run is None:
         # It is created only once everything else has been checked.
@@ -194,7 +194,7 @@ def end_run(args, run, *following):
         following: words of the command; none: nothing is printed.
     """
     if following:
-        say(f"next: {screen.shell_command(*following)}")
+        print_once(f"next: {screen.shell_command(*following)}")
     if idist.get_rank() == 0:
         hub.push(run.directory, args.push_to_hub)
 
@@ -223,7 +223,7 @@ def warm_start(args, run, model, tokenizer):
     fresh = [task for task, origin in origins.items() if origin is None]
     others = [f"{task} from {origin}" for task, origin in origins.items() if origin not in (None, task)]
     details = "".join([f"; {', '.join(others)}" if others else "", f"; {', '.join(fresh)} fresh" if fresh else ""])
-    say(f"starting from {args.init_from}{details}")
+    print_once(f"starting from {args.init_from}{details}")
 
 
 def check_sharding(args):
@@ -289,7 +289,7 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
             parts += [f"{n:,} dropped ({why})" for why, n in report["dropped"].items()]
             parts += [f"{n:,} cut ({why})" for why, n in report["cut"].items()]
             parts += [f"the teacher's texts from {paths[name]}"] if options.distilled else []
-            say(f"{split}{f' {name}' if len(tasks) > 1 else ''}: " + ", ".join(parts))
+            print_once(f"{split}{f' {name}' if len(tasks) > 1 else ''}: " + ", ".join(parts))
     return splits
 
 
@@ -349,8 +349,8 @@ def shard(model):
     sharding.shard_model(model)
     held, every = sharding.count_held(model)
     parts = idist.all_gather(torch.tensor([held])).tolist()
-    say(f"sharded over {idist.get_world_size()} processes: they hold {', '.join(f'{n:,}' for n in parts)} of the "
-        f"backbone's {every:,} parameters")  # fmt: skip
+    print_once(f"sharded over {idist.get_world_size()} processes: they hold {', '.join(f'{n:,}' for n in parts)} of "
+               f"the backbone's {every:,} parameters")  # fmt: skip
 
 
 def new_run(args, what, method, flags=None):
@@ -400,7 +400,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
         build_adamw(model, args.lr, args.adam_eps, args.weight_decay),
         choose_schedule(args, args.lr, total_steps, args.warmup_steps), run,
         evaluate=valid and Validation(model, valid, dtype, separate),
-        callbacks=[MaskAbsentTasks(adapting.owners(model))], settings=settings,
+        callbacks=[MaskAbsentTasks(adapting.parameters_of_tasks(model))], settings=settings,
     )  # fmt: skip
     tasks = list(splits["train"])
     result = dict(task="+".join(tasks), **adapting.count_parameters(model), valid_nll=None, valid_ppl=None)
@@ -411,11 +411,12 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
 
 def run_training(trainer):
     """Train, printing a line before (where, how long) and after; returns the training part of metrics.json."""
-    directory = trainer.run.directory
-    say(f"run: {directory}  ({trainer.total_steps} steps, {trainer.settings.dtype}, {trainer.device})", flush=True)
+    directory, settings = trainer.run.directory, trainer.settings
+    print_once(f"run: {directory}  ({trainer.total_steps} steps, {settings.dtype}, {trainer.device})", flush=True)
     result = trainer.fit()
-    say(f"done: {result['steps']:,} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} s, "
-        f"peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in {directory}")  # fmt: skip
+    print_once(f"done: {result['steps']:,} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} "
+               f"s, peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in "
+               f"{directory}")  # fmt: skip
     return result
 
 
@@ -440,7 +441,7 @@ def resume_command(script, directory):
 
 def adapter_files(model, tokenizer):
     """`ModelFiles` of an attached model, see `adapters.checkpoint`."""
-    return ModelFiles(lambda folder: checkpoint.save(model, tokenizer, folder),
+    return ModelFiles(lambda folder: checkpoint.save_checkpoint(model, tokenizer, folder),
                       lambda folder: checkpoint.load_weights(model, folder))  # fmt: skip
 
 
@@ -468,4 +469,4 @@ class BestPerTask(ModelFiles):
         # Copies: on a CPU these are the very tensors that training updates.
         fresh = {k: t.clone() for k, t in now.items() if owners[k] in names or k not in self.state}
         self.state |= fresh
-        checkpoint.save(self.model, self.tokenizer, folder, state=self.state)
+        checkpoint.save_checkpoint(self.model, self.tokenizer, folder, state=self.state)

@@ -6,14 +6,14 @@ from versatile.adapters import bert
 from versatile.adapters.classifier import keyed_parameters
 from versatile.adapters.methods.base import keyed_added_parameters
 from versatile.adapters.trained import parameter_summary
-from versatile.training.experiment import say
+from versatile.training.experiment import print_once
 
 
 def freeze(args, model):
     """Apply --freeze_encoder_layers; returns {"frozen": names, "trained": names} and prints both. With a frozen BERT,
     the adapters and heads are trained."""
     if model.mode == "adapter":
-        say(parameter_summary(model))
+        print_once(parameter_summary(model))
         trained = list(keyed_added_parameters(model))
         return dict(frozen=[name for name in keyed_parameters(model) if name not in trained], trained=trained)
     if args.freeze_encoder_layers:
@@ -23,9 +23,9 @@ def freeze(args, model):
     sizes = {name: p.numel() for name, p in keyed_parameters(model).items()}
     for what, names in [("frozen", frozen)] * bool(frozen) + [("trained", trained)]:
         count = sum(sizes[name] for name in names)
-        say(f"{what}: {count:,} parameters in {len(names)} tensors" + (":" if frozen else ""))
+        print_once(f"{what}: {count:,} parameters in {len(names)} tensors" + (":" if frozen else ""))
         if frozen:
-            say("".join(f"  {line}\n" for line in folded(names)), end="")
+            print_once("".join(f"  {line}\n" for line in folded(names)), end="")
     return dict(frozen=frozen, trained=trained)
 
 

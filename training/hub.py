@@ -35,11 +35,11 @@ def check_repository(name):
     if is_offline_mode():
         raise UserError("the hub is switched off by HF_HUB_OFFLINE", location=location,
                         remedy="unset HF_HUB_OFFLINE, or leave --push_to_hub out and upload the run directory later: "
-                        + _by_hand(name, "RUN"))  # fmt: skip
+                        + _upload_command(name, "RUN"))  # fmt: skip
     if get_token() is None:
         raise UserError("there is no token for the hub", location=location,
                         remedy="log in once (hf auth login), or set HF_TOKEN")  # fmt: skip
-    _ask(location, "give a name that you may write to", lambda api: api.create_repo(name, exist_ok=True))
+    _call_hub(location, "give a name that you may write to", lambda api: api.create_repo(name, exist_ok=True))
 
 
 def push(directory, name):
@@ -56,14 +56,14 @@ def push(directory, name):
     path = Path(directory) / "metrics.json"
     metrics = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     write_model_card(directory, stored_record(directory), metrics, hub_name=name)
-    remedy = f"the run is complete in {directory}; upload it later: {_by_hand(name, directory)}"
-    _ask(f"--push_to_hub {name}", remedy,
-         lambda api: api.upload_folder(repo_id=name, folder_path=str(directory), ignore_patterns=IGNORED,
-                                       commit_message=f"Upload {Path(directory).name}"))  # fmt: skip
+    remedy = f"the run is complete in {directory}; upload it later: {_upload_command(name, directory)}"
+    _call_hub(f"--push_to_hub {name}", remedy,
+              lambda api: api.upload_folder(repo_id=name, folder_path=str(directory), ignore_patterns=IGNORED,
+                                            commit_message=f"Upload {Path(directory).name}"))  # fmt: skip
     print(f"uploaded: {directory} as {name}", flush=True)
 
 
-def _ask(location, remedy, request):
+def _call_hub(location, remedy, request):
     """Call `request` with the hub's `HfApi`; any failure becomes a `UserError`."""
     from huggingface_hub import HfApi
 
@@ -75,5 +75,5 @@ def _ask(location, remedy, request):
                         remedy=remedy) from error  # fmt: skip
 
 
-def _by_hand(name, directory):
+def _upload_command(name, directory):
     return shell_words("hf", "upload", name, directory)

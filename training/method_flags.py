@@ -18,7 +18,7 @@ def setting_names():
     return sorted({name for method in all_methods().values() for name in method.settings} - {WIDTH})
 
 
-def settings_of(methods):
+def settings_of_methods(methods):
     """Names of the settings of these methods."""
     return [name for method in methods for name in get_method(method).settings]
 

@@ -17,7 +17,7 @@ from versatile.adapters.labels import IGNORE, LabelScores
 from versatile.utils.devices import autocast
 
 
-def move(batch, device):
+def move_to_device(batch, device):
     """Move a batch to the device. Task ids stay on the CPU, where reading them does not wait for the GPU."""
     return {k: v if v is None or k == "task_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}
 
@@ -35,7 +35,7 @@ def label_scores(model, batch):
     """
     if "decoder_input_ids" not in batch:
         return model(**batch)
-    batch = move(batch, next(model.parameters()).device)
+    batch = move_to_device(batch, next(model.parameters()).device)
     labels = batch.pop("labels")
     logits = model(**batch, use_cache=False).logits
     return LabelScores(logits.flatten(0, 1), labels.flatten())

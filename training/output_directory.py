@@ -5,7 +5,7 @@ from pathlib import Path
 
 from versatile.training.runs import Run, stored_record
 from versatile.utils.errors import UserError
-from versatile.utils.files import could_be_made, remove_leftovers
+from versatile.utils.files import check_creatable, remove_leftovers
 
 # Files written by runs. All other files are kept.
 WRITTEN = ("metrics.json", "parameters.json", "data_seen.*", "learning_curve.png", "events*", "*_results.*",
@@ -24,7 +24,7 @@ def check_output_directory(directory, script, overwrite=None, needed=()):
         needed: [(location, path)] of files the run starts from, which must not be removed.
     """
     folder = Path(directory)
-    could_be_made(folder, "--output_dir")
+    check_creatable(folder, "--output_dir")
     if not (folder / "run.json").exists() or not overwrite:
         Run.refuse_taken(folder, can_overwrite=overwrite is not None)
         return

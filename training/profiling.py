@@ -12,7 +12,7 @@ WARM_UP, RECORDED = 2, 5
 
 
 @contextlib.contextmanager
-def profile_steps(folder, name, first, total, device, say=print):
+def profile_steps(folder, name, first, total, device, print_line=print):
     """Record some optimizer steps; the context yields a function to call after each step.
 
     Args:
@@ -20,7 +20,7 @@ def profile_steps(folder, name, first, total, device, say=print):
         name: the run's name.
         first, total: optimizer steps already taken, and in total.
         device: the training device.
-        say: called with a message that says where the trace is.
+        print_line: called with a message that says where the trace is.
     """
     skipped = WARM_UP if total - first > WARM_UP else 0
     recorded = min(RECORDED, total - first - skipped)
@@ -32,7 +32,7 @@ def profile_steps(folder, name, first, total, device, say=print):
 
     def write(trace):
         trace.export_chrome_trace(str(path))
-        say(f"trace of {counted(recorded, 'step')}: {path}; open it at https://ui.perfetto.dev")
+        print_line(f"trace of {counted(recorded, 'step')}: {path}; open it at https://ui.perfetto.dev")
 
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     plan = schedule(wait=max(skipped - 1, 0), warmup=min(skipped, 1), active=recorded, repeat=1)

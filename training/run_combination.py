@@ -29,7 +29,7 @@ from versatile.data.padding import tensors
 from versatile.data.pair_batches import pair_inputs
 from versatile.training import evaluation, runs, text_to_text_arguments, text_to_text_evaluation
 from versatile.training.text_to_text_model import TextToTextModel
-from versatile.training.verification import prove_groups
+from versatile.training.verification import verify_groups
 from versatile.utils import devices
 from versatile.utils.errors import UserError
 
@@ -146,7 +146,7 @@ class Combination:
             relocate(task, named[task], "--data")
             self.own[task] = get_own_task(task)
         return {task: own.source for task, own in self.own.items()} | {
-            task: evaluation.data_of(
+            task: evaluation.find_data_folder(
                 named.get(task), runs.trained_on(source, task) or self.flags[source].get("data_dir"),
                 f"--data {task}=DIR",
             ) for task, source in self.sources.items() if task not in self.own
@@ -162,7 +162,7 @@ class Combination:
                            data_dir=data_dirs.pop() if len(data_dirs) == 1 else None)
 
     @torch.no_grad()
-    def prove(self, directory, args, folders):
+    def verify(self, directory, args, folders):
         """Compare the model in `directory` with every source, loaded on its own.
 
         Args:
@@ -191,7 +191,7 @@ class Combination:
                 proof, share = self.compare(ours, theirs, task, folder, args)
             return dict(data=folder, **proof), share
 
-        proofs = prove_groups(self.by_directory(), open_source, compare, self.typed)
+        proofs = verify_groups(self.by_directory(), open_source, compare, self.typed)
         return {task: proofs[task] for task in self.sources}
 
     # ---- of each kind
@@ -228,7 +228,7 @@ class Combination:
         raise NotImplementedError
 
     def compare(self, ours, theirs, task, folder, args):
-        """(a task's entry for `prove`, the difference of scores as a share of the largest); `ours` and `theirs` are
+        """(a task's entry for `verify`, the difference of scores as a share of the largest); `ours` and `theirs` are
         (model, tokenizer)."""
         raise NotImplementedError
 
@@ -238,7 +238,7 @@ class SentencePairs(Combination):
 
     encoder, script, backbone = "sentence_pair", "train_camtl.py", "BERT"
     kept = ("freeze_encoder_layers",)
-    load, save = staticmethod(bert.load), staticmethod(bert.save)
+    load, save = staticmethod(bert.load_classifier), staticmethod(bert.save_classifier)
 
     def read_flags(self, directory):
         return runs.stored_record(directory).get("flags", {})
@@ -271,7 +271,7 @@ class TextToText(Combination):
     encoder, script, backbone = "text_to_text", "train_t5.py", "T5"
     kept = ("adapter_config_name", "max_source_length", "val_max_target_length", "test_max_target_length", "data_seed",
             "train_adapters", "split_validation_test", "eval_beams", "load_best_model_at_end")  # fmt: skip
-    load, save = staticmethod(t5.load), staticmethod(t5.save)
+    load, save = staticmethod(t5.load_t5), staticmethod(t5.save_t5)
 
     def read_flags(self, directory):
         return text_to_text_arguments.restored(*runs.run_flags(directory))
@@ -308,7 +308,7 @@ class TextToText(Combination):
                 [task], "validation", data, tokenizer, {task: model.task_id(task)}, lengths=lengths,
                 limit=args.proof_examples, seed=flags.get("data_seed", 42),
                 held_out=flags.get("split_validation_test", False), prefix=text_model.has_prefix,
-                say=lambda line: None,
+                print_line=lambda line: None,
             )[task]  # fmt: skip
             rows, sources = split.rows, split.rows.sources.lengths()
             outputs.append(text_model.generate(rows, sources, min(split.length, args.proof_tokens), 1))
@@ -323,7 +323,7 @@ _OF_ALL_ADAPTERS = ("non_linearity", "add_layer_norm_before_adapter", "add_layer
 KINDS = (SentencePairs, TextToText)
 
 
-def kind_of(directories):
+def combination_class(directories):
     """The `Combination` for the first model in these directories that has one, or None."""
     encoders = [manifest.encoder for manifest in map(peek, directories) if manifest]
     return next((kind for encoder in encoders for kind in KINDS if kind.encoder == encoder), None)

@@ -75,16 +75,16 @@ class Run:
         keep: how many of the newest checkpoints are kept.
 
     Attributes:
-        files, data_key, resume_command, board_folder, backbone: see `bind`.
+        files, data_key, resume_command, events_folder, backbone: see `bind`.
     """
 
     def __init__(self, directory, keep=3):
         self.directory, self.keep = Path(directory), keep
         self.checkpoints = self.directory / "checkpoints"
-        self.files, self.data_key, self.resume_command, self.board_folder = None, "", "", self.directory
+        self.files, self.data_key, self.resume_command, self.events_folder = None, "", "", self.directory
         self.backbone = None
 
-    def bind(self, files, data_key="", resume_command="", board_folder=None, backbone=None):
+    def bind(self, files, data_key="", resume_command="", events_folder=None, backbone=None):
         """Set what is trained in it; returns the run.
 
         Args:
@@ -92,12 +92,12 @@ class Run:
             data_key: identifies the content of the data, a string or {split: string}; a checkpoint trained on other
                 data is refused.
             resume_command: printed when the run is stopped early.
-            board_folder: where TensorBoard's events go (default: the run's directory).
+            events_folder: where TensorBoard's events go (default: the run's directory).
             backbone: fingerprint of the pretrained weights that training starts from, or None; a checkpoint trained
                 from others is refused.
         """
         self.files, self.data_key, self.resume_command, self.backbone = files, data_key, resume_command, backbone
-        self.board_folder = Path(board_folder or self.directory)
+        self.events_folder = Path(events_folder or self.directory)
         return self
 
     @classmethod
@@ -175,16 +175,16 @@ class Run:
         import torch
 
         # There may already be one of this step, if it could not be read and the run resumed from an earlier one.
-        with atomic_directory(self.checkpoint(step)) as beside:
-            save_model(beside)
+        with atomic_directory(self.checkpoint(step)) as temporary:
+            save_model(temporary)
             # Given a path, torch opens the file itself and does not report why writing failed.
-            with open(beside / STATE, "wb") as file:
+            with open(temporary / STATE, "wb") as file:
                 torch.save(state, file)
         for old in self.saved_steps()[: -self.keep]:
             # Renamed first: a half-removed directory must not look like a checkpoint.
-            doomed = self.checkpoints / f".step_{old:08d}.old"
-            self.checkpoint(old).rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            expired = self.checkpoints / f".step_{old:08d}.old"
+            self.checkpoint(old).rename(expired)
+            shutil.rmtree(expired, ignore_errors=True)
 
     def load_checkpoint(self, load_model, check_state=None):
         """Load the newest checkpoint that can be read.

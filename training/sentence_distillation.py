@@ -1,6 +1,6 @@
 """Sentence-level distillation: a teacher's texts for a task's training inputs (Kim & Rush 2016, section 3.2).
 
-The inputs to decode, the outputs saved on the way (`Partial`), and the resulting data file.
+The inputs to decode, the outputs saved on the way (`PartialOutputs`), and the resulting data file.
 """
 
 import contextlib
@@ -45,13 +45,13 @@ class Inputs:
 
     Attributes:
         prompts: a list of `training.decoding.Prompt`; if merged, without duplicates.
-        which: [examples] the number of each example's prompt, in file order.
+        prompt_numbers: [examples] the number of each example's prompt, in file order.
         records: number of records of the training split that these cover, from the first.
         cut: {what was cut to fit the model: how often}.
     """
 
     prompts: list = field(default_factory=list)
-    which: array = field(default_factory=lambda: array("q"))
+    prompt_numbers: array = field(default_factory=lambda: array("q"))
     records: int = 0
     cut: Counter = field(default_factory=Counter)
 
@@ -75,7 +75,7 @@ def read_inputs(path, task, options, encode, limit=None, merge=True):
         if full:
             continue
         examples = list(task.examples(record, location, options))
-        if limit and len(inputs.which) + len(waiting) + len(examples) > limit:
+        if limit and len(inputs.prompt_numbers) + len(waiting) + len(examples) > limit:
             full = True
             if not inputs.records:
                 raise UserError(f"the first record alone has {len(examples)} examples", location=f"--limit {limit}",
@@ -84,27 +84,29 @@ def read_inputs(path, task, options, encode, limit=None, merge=True):
         inputs.records += 1
         waiting += examples
         if len(waiting) >= CHUNK:
-            _take(inputs, seen, encode(waiting), merge)
+            _add_prompts(inputs, seen, encode(waiting), merge)
             waiting = []
     if waiting:
-        _take(inputs, seen, encode(waiting), merge)
+        _add_prompts(inputs, seen, encode(waiting), merge)
     return inputs
 
 
-def _take(inputs, seen, encoded, merge):
+def _add_prompts(inputs, seen, encoded, merge):
     prompts, cut = encoded
     inputs.cut.update(cut)
     for prompt in prompts:
         # A list of ints would need eight times the memory.
         prompt = replace(prompt, ids=np.array(prompt.ids, np.int32), types=np.array(prompt.types, np.int32))
-        key = hashlib.sha256(prompt.ids.tobytes() + prompt.types.tobytes()).digest() if merge else len(inputs.which)
+        key = len(inputs.prompt_numbers)
+        if merge:
+            key = hashlib.sha256(prompt.ids.tobytes() + prompt.types.tobytes()).digest()
         number = seen.setdefault(key, len(inputs.prompts))
         if number == len(inputs.prompts):
             inputs.prompts.append(prompt)
-        inputs.which.append(number)
+        inputs.prompt_numbers.append(number)
 
 
-def plan(prompts, batch_size):
+def plan_batches(prompts, batch_size):
     """Batches of prompt numbers, longest prompts first; determined by the prompts and the batch size."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
@@ -115,7 +117,7 @@ def batch_seed(seed, number):
     return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0]) >> 1
 
 
-class Partial:
+class PartialOutputs:
     """A teacher's outputs so far, in a file that survives a kill at any moment.
 
     The file has one json object per line: first the identity of the work, then each batch with its prompts' numbers,
@@ -125,7 +127,7 @@ class Partial:
     Args:
         path: the file.
         identity: {setting: value}; a file with another identity is not continued.
-        batches: from `plan`.
+        batches: from `plan_batches`.
 
     Attributes:
         texts: [prompts] the teacher's text for each, or None.
@@ -152,7 +154,7 @@ class Partial:
         with file:
             self.file = file
             self._lock()
-            end = 0 if restart else self._take_up()
+            end = 0 if restart else self._read_existing()
             with disk_errors(self.path):
                 file.truncate(end)
                 if not end:
@@ -168,7 +170,7 @@ class Partial:
         inputs = self.batches[self.done]
         with disk_errors(self.path):
             self._append(dict(batch=self.done, inputs=inputs, texts=texts, tokens=tokens, cut=cut))
-        self._note(inputs, texts, tokens, cut)
+        self._record_batch(inputs, texts, tokens, cut)
 
     def remove(self):
         """Remove the file."""
@@ -178,7 +180,7 @@ class Partial:
         """Number of outputs so far."""
         return sum(map(len, self.batches[: self.done]))
 
-    def _note(self, inputs, texts, tokens, cut):
+    def _record_batch(self, inputs, texts, tokens, cut):
         for number, text in zip(inputs, texts, strict=True):
             self.texts[number] = text
         self.done, self.tokens, self.cut = self.done + 1, self.tokens + tokens, self.cut + cut
@@ -193,7 +195,7 @@ class Partial:
             raise UserError("another process is writing it", location=self.path,
                             remedy="wait for that one, or name another --output")  # fmt: skip
 
-    def _take_up(self):
+    def _read_existing(self):
         """Read the existing outputs; returns the end of the last complete line, or 0 if there are no outputs."""
         end, location = 0, self.path
         with open(self.path, "rb") as file:
@@ -209,7 +211,7 @@ class Partial:
                         self._compare(identity)
                         if (value["batch"], value["inputs"]) != (self.done, self.batches[self.done]):
                             raise ValueError("not the batch that comes next")
-                        self._note(value["inputs"], *_outputs(value))
+                        self._record_batch(value["inputs"], *_outputs(value))
                     end += len(line)
             except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise UserError(f"is damaged: {error}", location=location,
@@ -226,7 +228,7 @@ class Partial:
 
 
 def _outputs(value):
-    """(texts, tokens, cut) of a batch in a partial file; ValueError if they are not what `Partial.add` writes."""
+    """(texts, tokens, cut) of a batch in a partial file; ValueError if they are not what `PartialOutputs` writes."""
     texts, counts = value["texts"], (value["tokens"], value["cut"])
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise ValueError("its texts are not a list of strings")
@@ -252,7 +254,7 @@ def decode_rest(model, tokenizer, inputs, decoding, partial, dtype, progress):
 
 
 @dataclass
-class Report:
+class OutputStatistics:
     """Statistics of the outputs. Words are separated by spaces.
 
     Attributes:
@@ -280,16 +282,16 @@ class Report:
             self.samples.append((example.source, gold, text))
 
 
-def pieces(path, task, options, inputs, texts, report, samples=0):
+def render_data_file(path, task, options, inputs, texts, statistics, samples=0):
     """The distilled data file as pieces of text: the original with the teacher's texts in its training records.
 
     Args:
         path, task, options, inputs: as for `read_inputs`.
         texts: the text of each prompt.
-        report: a `Report`, filled along the way.
-        samples: number of examples that the report keeps.
+        statistics: an `OutputStatistics`, filled along the way.
+        samples: number of examples that the statistics keep.
     """
-    taught, numbers = 0, iter(inputs.which)
+    records_done, numbers = 0, iter(inputs.prompt_numbers)
     for position, (key, value) in enumerate(task.contents(path)):
         yield ("," if position else "{") + f"\n{_json(key)}: "
         if not isinstance(value, Iterator):
@@ -299,13 +301,13 @@ def pieces(path, task, options, inputs, texts, report, samples=0):
         written = 0
         for location, record in value:
             if key == "train":
-                if taught == inputs.records:
+                if records_done == inputs.records:
                     continue
-                taught += 1
+                records_done += 1
                 examples = list(task.examples(record, location, options))
                 outputs = [texts[next(numbers)] for _ in examples]
                 for example, text in zip(examples, outputs):
-                    report.add(example, text, samples)
+                    statistics.add(example, text, samples)
                 record = task.distil(record, outputs)
             yield (",\n" if written else "\n") + _json(record)
             written += 1
@@ -317,7 +319,7 @@ def _json(value):
     return json.dumps(value, ensure_ascii=False)
 
 
-def write(output, content):
+def write_pieces(output, content):
     """Write pieces of text atomically, compressed if the name ends in .gz."""
     with atomic_write(output, "wb") as raw, contextlib.ExitStack() as stack:
         file = raw
@@ -328,7 +330,7 @@ def write(output, content):
             file.write(piece.encode())
 
 
-def holds(output, content):
+def file_equals(output, content):
     """Whether a file holds exactly these pieces of text."""
     with open_bytes(output) as file:
         return all(file.read(len(piece.encode())) == piece.encode() for piece in content) and not file.read(1)

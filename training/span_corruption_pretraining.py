@@ -16,9 +16,9 @@ from versatile.training.text_to_text_evaluation import check_best_metric
 from versatile.training.text_to_text_training import (
     build_trainer,
     check_directory,
-    load_backbone,
-    of_training,
+    load_t5_backbone,
     open_run,
+    training_text_model,
 )
 from versatile.training.validation import capped_perplexity
 from versatile.utils.errors import UserError
@@ -27,15 +27,15 @@ from versatile.utils.screen import shell_command
 # ---- text
 
 
-def texts(arguments):
+def read_texts(arguments):
     """(training texts, validation texts), shuffled by the data seed."""
     seed = arguments.data_seed
     lines = [line for path in arguments.train_files or [] for line in read_lines(path, "--train_files")]
     for name in arguments.tasks or []:
         from versatile.data import text_to_text
 
-        rows = text_to_text.load(name, "train", data_dir=arguments.data_dir, seed=seed,
-                                 n_obs=None if arguments.n_train < 0 else arguments.n_train)  # fmt: skip
+        rows = text_to_text.load_rows(name, "train", data_dir=arguments.data_dir, seed=seed,
+                                      n_obs=None if arguments.n_train < 0 else arguments.n_train)  # fmt: skip
         lines += list(rows["source"])
     lines = [lines[i] for i in np.random.default_rng(seed).permutation(len(lines))]
     if arguments.validation_files:
@@ -58,14 +58,14 @@ def read_lines(path, flag):
     return [line for line in lines if line]
 
 
-def data(arguments, tokenizer):
+def load_data(arguments, tokenizer):
     """(training `Corrupted`, validation `Rows`, whose corruption is fixed)."""
     seed = arguments.data_seed
     sentinels = span_corruption.sentinels_of(tokenizer)
     density, mean_span = arguments.noise_density, arguments.mean_noise_span_length
     length, _ = span_corruption.lengths(arguments.max_source_length, density, mean_span)
-    how = dict(density=density, mean_span=mean_span, seed=seed)
-    train, valid = texts(arguments)
+    corruption = dict(density=density, mean_span=mean_span, seed=seed)
+    train, valid = read_texts(arguments)
     splits = []
     for name, lines in (("train", train), ("validation", valid)):
         try:
@@ -78,8 +78,9 @@ def data(arguments, tokenizer):
             raise UserError(error.found, location=f"{location} {arguments.validation_share:g}",
                             expected=f"at least {length} tokens to validate on, here from {len(lines):,} texts",
                             remedy="raise --validation_share, or name --validation_files") from None  # fmt: skip
-        splits.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **how))
-        experiment.say(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of {length}")
+        splits.append(span_corruption.Corrupted(rows, sentinels, tokenizer.eos_token_id, **corruption))
+        experiment.print_once(f"{name}: {len(lines):,} texts, {rows.size:,} tokens in {len(rows):,} sequences of "
+                              f"{length}")  # fmt: skip
     items = [splits[1][i] for i in range(len(splits[1]))]
     columns = (FlatLists.from_lists([item[name] for item in items]) for name in ("input_ids", "labels"))
     return splits[0], Rows(0, *columns, [""] * len(items))
@@ -95,7 +96,7 @@ class Scorer:
     """
 
     def __init__(self, model, tokenizer, args, rows):
-        self.text_model, self.rows = of_training(args, model, tokenizer, has_tasks=False), rows
+        self.text_model, self.rows = training_text_model(args, model, tokenizer, has_tasks=False), rows
 
     def keys(self):
         """Names of the scores."""
@@ -106,7 +107,7 @@ class Scorer:
         return {f"{prefix}_loss": nll / count, f"{prefix}_perplexity": capped_perplexity(nll / count)}
 
 
-def batches(args, model, tokenizer, train):
+def make_batches(args, model, tokenizer, train):
     """Training batches of `Corrupted` rows."""
     sampler = span_corruption.EpochBatches(len(train), args.train_batch_size, args.data_seed,
                                            idist.get_world_size())  # fmt: skip
@@ -120,14 +121,14 @@ def batches(args, model, tokenizer, train):
 # ---- the run
 
 
-def save(model, tokenizer, folder):
+def save_backbone(model, tokenizer, folder):
     """Write an ordinary transformers directory."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def load_weights(model, folder):
-    """Load what `save` wrote into the same model."""
+    """Load what `save_backbone` wrote into the same model."""
     from safetensors.torch import load_model
 
     missing, unexpected = load_model(model, str(Path(folder) / MODEL_WEIGHTS), strict=False)
@@ -145,19 +146,20 @@ def pretrain(arguments):
     check_directory(arguments, "pretrain_t5.py")
     # One process per machine creates the caches, and the others reuse them.
     with idist.one_rank_first(local=True):
-        model, tokenizer = load_backbone(arguments)
+        model, tokenizer = load_t5_backbone(arguments)
         set_seed(arguments.seed)
-        train, valid = data(arguments, tokenizer)
-    experiment.say(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
-    drawn = batches(arguments, model, tokenizer, train)
+        train, valid = load_data(arguments, tokenizer)
+    experiment.print_once(f"trained: all {sum(p.numel() for p in model.parameters()):,} parameters")
+    train_batches = make_batches(arguments, model, tokenizer, train)
     scorer = Scorer(model, tokenizer, arguments, valid)
     check_best_metric(arguments, scorer)
     run = open_run(arguments, "pretraining")
     digest = hashlib.sha256(train.rows.tobytes()).hexdigest()[:16]
-    files = ModelFiles(lambda at: save(model, tokenizer, at), lambda at: load_weights(model, at))
+    files = ModelFiles(lambda folder: save_backbone(model, tokenizer, folder),
+                       lambda folder: load_weights(model, folder))  # fmt: skip
     command = experiment.resume_command("pretrain_t5.py", run.directory)
     run.bind(files, dict(train=digest, valid=valid.fingerprint()), command)
-    result = experiment.run_training(build_trainer(arguments, run, model, drawn, scorer))
+    result = experiment.run_training(build_trainer(arguments, run, model, train_batches, scorer))
     files.load(run.directory)
     scores = scorer("eval")
     history = result["history"]
@@ -165,7 +167,7 @@ def pretrain(arguments):
     experiment.write_results(run, dict(method="pretraining", **result, **scores), "span corruption")
     if idist.get_world_size() > 1:
         idist.barrier()
-    experiment.say(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity "
-                   f"{scores['eval_perplexity']:.2f}")  # fmt: skip
+    experiment.print_once(f"validation: {scores['eval_loss']:.4f} nats per target token, perplexity "
+                          f"{scores['eval_perplexity']:.2f}")  # fmt: skip
     following = shell_command("train_t5.py", "configs/finetune.json", "--model_name_or_path", run.directory)
-    experiment.say(f"next: {following}")
+    experiment.print_once(f"next: {following}")

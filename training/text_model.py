@@ -91,7 +91,7 @@ class TextModel:
     @classmethod
     def load(cls, directory, task, dtype):
         """Load a model of this kind; see `load_text_model`."""
-        return cls(directory, *checkpoint.load(directory, task), dtype)
+        return cls(directory, *checkpoint.load_checkpoint(directory, task), dtype)
 
     @classmethod
     def refuse_unused(cls, typed):

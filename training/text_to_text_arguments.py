@@ -71,18 +71,18 @@ def parse(make_parser, argv=None, script="train_t5.py"):
     arguments = Arguments(**vars(p.parse_args(argv)), locations=p.locations)
     if arguments.data_dir:
         arguments.data_dir = str(find_shipped(arguments.data_dir))
-    if directory := resumed(arguments):
+    if directory := directory_to_resume(arguments):
         typed = flags.typed_flags(make_parser, argv)
         vars(arguments).update(flags_of_resumed_run(directory, typed, p, script))
     else:
-        follow(arguments, p)
+        reset_dependent_settings(arguments, p)
     settings.apply_fp16_level(p, arguments)
-    complete(arguments)
+    fill_defaults(arguments)
     return arguments
 
 
 # {setting: its leader}: the setting in a config file is ignored if its leader is typed.
-FOLLOWS = {
+RESET_WITH = {
     "tokenizer_name": "model_name_or_path",
     "eval_tasks": "tasks",
     "greater_is_better": "metric_for_best_model",
@@ -92,28 +92,29 @@ FOLLOWS = {
 }
 
 
-def follow(arguments, parser):
-    """A typed model comes with its own tokenizer, typed tasks are also the evaluated ones, a typed metric has its own
-    direction, typed embeddings their own size, and typed shares and epochs are not overruled by a file's steps."""
-    for name, leader in FOLLOWS.items():
+def reset_dependent_settings(arguments, parser):
+    """Reset the settings that depend on a typed one: a typed model comes with its own tokenizer, typed tasks are also
+    the evaluated ones, a typed metric has its own direction, typed embeddings their own size, and typed shares and
+    epochs are not overruled by a file's steps."""
+    for name, leader in RESET_WITH.items():
         typed = {n: arguments.locations.get(n, "").startswith("--") for n in (name, leader)}
         if typed[leader] and not typed[name] and getattr(arguments, leader) and hasattr(arguments, name):
             setattr(arguments, name, parser.get_default(name))
 
 
-def resumed(arguments):
+def directory_to_resume(arguments):
     """The run directory to resume: --resume, or transformers' --resume_from_checkpoint; None for a new run."""
-    asked = str(arguments.resume_from_checkpoint or "")
-    if arguments.resume or asked.lower() in ("", "false"):
+    checkpoint = str(arguments.resume_from_checkpoint or "")
+    if arguments.resume or checkpoint.lower() in ("", "false"):
         return arguments.resume
-    if asked.lower() == "true":
+    if checkpoint.lower() == "true":
         return arguments.output_dir
-    path = Path(asked)
+    path = Path(checkpoint)
     if path.name.startswith("checkpoint-"):
         raise UserError("a run is resumed from its newest whole checkpoint",
-                        location=f"--resume_from_checkpoint {asked}",
+                        location=f"--resume_from_checkpoint {checkpoint}",
                         remedy=shell_words("--resume", path.parent))  # fmt: skip
-    return asked
+    return checkpoint
 
 
 def flags_of_resumed_run(directory, typed, parser, script):
@@ -131,8 +132,8 @@ def flags_of_resumed_run(directory, typed, parser, script):
     check_flags(typed, known, FREE_WHEN_RESUMING, f"--resume {directory}")
     refuse_elsewhere(typed, directory)
     free = {k: v for k, v in typed.items() if k in FREE_WHEN_RESUMING}
-    here = dict(output_dir=str(directory), resume=str(directory), overwrite_output_dir=False)
-    return {**known, **free, **here, "resume_from_checkpoint": None}
+    current = dict(output_dir=str(directory), resume=str(directory), overwrite_output_dir=False)
+    return {**known, **free, **current, "resume_from_checkpoint": None}
 
 
 def restored(stored, location, parser=None):
@@ -169,10 +170,10 @@ def definitions(value, location):
 # ---- what goes together
 
 
-def complete(arguments):
+def fill_defaults(arguments):
     """Check the flags' consistency, and fill in settings that follow from others."""
     if hasattr(arguments, "eval_tasks"):
-        trained = take_from_run(arguments)
+        trained = fill_from_trained_run(arguments)
         check_tasks(arguments, ("tasks", "eval_tasks"))
         prepare_own_tasks(arguments, "--tasks", trained=trained)
         check_task_names(arguments)
@@ -198,7 +199,7 @@ FLAGS_OF_RUN = ("tasks", "eval_tasks", "data_dir", "train_adapters", "max_source
           "eval_beams")  # fmt: skip
 
 
-def take_from_run(arguments):
+def fill_from_trained_run(arguments):
     """Where nothing is trained, take what was not given of `FLAGS_OF_RUN` from the run that trained the model.
 
     Returns:
@@ -211,9 +212,9 @@ def take_from_run(arguments):
     if manifest is None or manifest.encoder != "text_to_text":
         return ()
     known = restored(*run_flags(name))
-    asked = "tasks" in arguments.locations or "eval_tasks" in arguments.locations
+    typed_tasks = "tasks" in arguments.locations or "eval_tasks" in arguments.locations
     for flag in FLAGS_OF_RUN:
-        if flag in known and flag not in arguments.locations and not (asked and flag in ("tasks", "eval_tasks")):
+        if flag in known and flag not in arguments.locations and not (typed_tasks and flag in ("tasks", "eval_tasks")):
             setattr(arguments, flag, known[flag])
     definitions = known.get("task_definitions") or ()
     if not arguments.own_tasks:
@@ -221,7 +222,7 @@ def take_from_run(arguments):
     return definitions
 
 
-def begin(arguments):
+def check_before_loading(arguments):
     """Check the machine and its libraries before anything is loaded.
 
     Raises:
@@ -272,10 +273,10 @@ def check_best(arguments):
         raise UserError(f"the model is evaluated by {evaluated}, and saved by {saved}", location=location,
                         expected="--eval_strategy and --save_strategy the same")  # fmt: skip
     if evaluated == "steps":
-        every, of = arguments.save_steps, arguments.eval_steps
-        ratio = every / of
-        if (every < 1) != (of < 1) or not math.isclose(ratio, round(ratio), rel_tol=1e-9) or ratio < 1:
-            raise UserError(f"--save_steps is {every}, --eval_steps {of}", location=location,
+        save_every, evaluate_every = arguments.save_steps, arguments.eval_steps
+        ratio = save_every / evaluate_every
+        if (save_every < 1) != (evaluate_every < 1) or not math.isclose(ratio, round(ratio), rel_tol=1e-9) or ratio < 1:
+            raise UserError(f"--save_steps is {save_every}, --eval_steps {evaluate_every}", location=location,
                             expected="--save_steps a multiple of --eval_steps")  # fmt: skip
 
 

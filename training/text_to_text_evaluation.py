@@ -12,7 +12,7 @@ from versatile.data.encoders.text_to_text import load_split, references
 from versatile.data.text_to_text_batches import Rows
 from versatile.training import runs
 from versatile.training.decoding import Decoding
-from versatile.training.evaluation import EvalSplit, asked_tasks, evaluate_tasks, task_data
+from versatile.training.evaluation import EvalSplit, evaluate_tasks, requested_tasks, task_data
 from versatile.utils import schema
 from versatile.utils.errors import UserError
 from versatile.utils.files import write_json
@@ -72,7 +72,7 @@ class TextSplit(EvalSplit):
         return dict(invalid=self.task.invalid(predictions.texts or ()), dataset_path=self.data_dir)
 
 
-def read_splits(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, prefix, say=print):
+def read_splits(names, split, args, tokenizer, ids, *, lengths, limit, seed, held_out, prefix, print_line=print):
     """Read and tokenise splits of tasks, and print what was read and cut.
 
     Args:
@@ -83,7 +83,7 @@ def read_splits(names, split, args, tokenizer, ids, *, lengths, limit, seed, hel
         ids: {task: its id in the model}.
         lengths: maximum (source, target) lengths in tokens.
         limit: number of examples of each task, drawn with `seed`; -1: all.
-        seed, held_out, prefix: see `data.text_to_text.load` (`held_out` is its split_validation_test).
+        seed, held_out, prefix: see `data.text_to_text.load_rows` (`held_out` is its split_validation_test).
 
     Returns:
         {task: `TextSplit`}
@@ -104,7 +104,7 @@ def read_splits(names, split, args, tokenizer, ids, *, lengths, limit, seed, hel
                                 references(encoded), args.data_dir)  # fmt: skip
         cuts = [f", {counted(cut[what], what)} cut to {length} tokens"
                 for what, length in zip(("source", "target"), lengths) if what in cut]  # fmt: skip
-        say(f"{split} {name}: {counted(len(rows), 'example')}{''.join(cuts)}")
+        print_line(f"{split} {name}: {counted(len(rows), 'example')}{''.join(cuts)}")
     return parts
 
 
@@ -229,7 +229,7 @@ def read_run_splits(text_model, args, typed):
     if args.task != "all" and args.task not in model.tasks:
         raise UserError(f"the model was not trained for {args.task}", location=f"--task {args.task}",
                         expected=f"one of {', '.join(model.tasks)}")  # fmt: skip
-    names = asked_tasks(args, model.tasks, "text_to_text")
+    names = requested_tasks(args, model.tasks, "text_to_text")
     beams = args.num_beams if "num_beams" in typed else known.get("eval_beams")
     split, held_out = SPLITS[args.split or "test"], known.get("split_validation_test", False)
     target = "test_max_target_length" if split == "test" else "val_max_target_length"

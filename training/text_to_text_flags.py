@@ -12,7 +12,7 @@ from versatile.utils import flags, settings
 
 METHODS = (FULL, *PUBLISHED_T5[1:], *ALIASES.values(), *PORT_METHODS)
 # Settings of the methods that T5 shares with other backbones.
-PORT_SETTINGS = method_flags.settings_of(PORT_METHODS)
+PORT_SETTINGS = method_flags.settings_of_methods(PORT_METHODS)
 
 _PRECISION = "--fp16 and --bf16 are PyTorch's own mixed precision"
 _ONE_DEVICE = "the models trained here fit on one device; use torchrun for several"

@@ -14,7 +14,7 @@ from versatile.data.text_to_text_batches import Collator
 from versatile.training import continuous_batching, text_to_text_arguments, text_to_text_evaluation
 from versatile.training.decoding import Decoding, decode
 from versatile.training.evaluation import Predictions
-from versatile.training.objectives import cross_entropy, move
+from versatile.training.objectives import cross_entropy, move_to_device
 from versatile.training.runs import run_flags
 from versatile.training.text_model import TextModel
 from versatile.utils.devices import autocast
@@ -72,7 +72,7 @@ class TextToTextModel(TextModel):
         """
         flags = text_to_text_arguments.restored(*run_flags(directory))
         register_own_tasks(flags.get("task_definitions") or [])
-        text_model = cls(*t5.load(directory, task), dtype)
+        text_model = cls(*t5.load_t5(directory, task), dtype)
         text_model.bind_run(directory, flags)
         text_model.counts = t5.count_parameters(text_model.model)
         prepare_for_inference(text_model.model, idist.device(), dtype)
@@ -182,7 +182,7 @@ class TextToTextModel(TextModel):
         mine = self.share_of(lengths)
         for first in range(0, len(mine), self.batch_size):
             numbers = mine[first : first + self.batch_size]
-            yield numbers, move(self.collate([rows[i] for i in numbers]), self.device)
+            yield numbers, move_to_device(self.collate([rows[i] for i in numbers]), self.device)
 
     @property
     def device(self):

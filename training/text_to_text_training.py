@@ -38,13 +38,13 @@ def open_run(arguments, method):
     return experiment.new_run(arguments, (), method, Namespace(**arguments.flags()))
 
 
-def load_backbone(args):
+def load_t5_backbone(args):
     """(the T5 named by the flags, its tokenizer)"""
-    return t5_loading.load(args.model_name_or_path, args.seed, args.tokenizer_name, args.dropout, args.from_scratch,
-                           args.config_name, args.config_overrides)  # fmt: skip
+    return t5_loading.load_bare_t5(args.model_name_or_path, args.seed, args.tokenizer_name, args.dropout,
+                                   args.from_scratch, args.config_name, args.config_overrides)  # fmt: skip
 
 
-def settings_of(args, epoch_batches):
+def trainer_settings(args, epoch_batches):
     """`Settings` from the flags."""
     epoch_steps = math.ceil(epoch_batches / args.gradient_accumulation_steps)
     total = args.max_steps if args.max_steps > 0 else math.ceil(args.n_epochs * epoch_steps)
@@ -79,7 +79,7 @@ def build_trainer(args, run, model, train, evaluate):
     prepare_for_device(model, idist.device(), precision(args, idist.device()))
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    settings = settings_of(args, len(train.plan()))
+    settings = trainer_settings(args, len(train.plan()))
     schedule = build_schedule(args.lr_scheduler_type, args.lr, warmup_steps(args, settings.max_steps),
                               settings.max_steps, args.lr_scheduler_kwargs)  # fmt: skip
     objective = SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, idist.get_world_size())
@@ -87,7 +87,7 @@ def build_trainer(args, run, model, train, evaluate):
                    evaluate and BestMetric(args, evaluate), settings=settings)  # fmt: skip
 
 
-def of_training(args, model, tokenizer, fixed_lengths=None, has_tasks=True):
+def training_text_model(args, model, tokenizer, fixed_lengths=None, has_tasks=True):
     """A model in training as a `TextToTextModel` that splits rows among the processes."""
     return TextToTextModel(model, tokenizer, precision(args, idist.device()), args.valid_batch_size,
                            share=(idist.get_rank(), idist.get_world_size()), fixed_lengths=fixed_lengths,

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from ignite.handlers import ProgressBar
-from versatile.training.board import Board
 from versatile.training.profiling import profile_steps
+from versatile.training.reporters import Reporters
 from versatile.training.settings import StepPlan
 from versatile.training.sharding import gathered, is_sharded, load_sharded, local, whole
 from versatile.training.trainer_state import (
@@ -75,14 +75,14 @@ class Trainer:
         # All processes of a sharded model must run the same number of forward passes.
         self.merges = hasattr(batches, "merged") and getattr(objective, "by_row", False) and not is_sharded(model)
         # Signals are exchanged between hosts: nccl would make every host wait for its GPU at each step.
-        self.hosts = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
+        self.signal_group = torch.distributed.new_group(backend="gloo") if idist.backend() == "nccl" else None
         # Stored in a checkpoint in addition to weights and optimizer.
         # The first three are keyed by task, or by TOGETHER where the tasks are evaluated by their mean.
         self.best, self.best_step, self.waited, self.seconds, self.tokens = {}, {}, {}, 0.0, 0
         # The history also holds the losses since the last point of the curve.
         self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
-        self.stop, self.board, self.signals = None, None, Signals()
-        self._mark, self._logged, self._told = None, (0.0, 0), time.monotonic()
+        self.stop, self.reporters, self.signals = None, None, Signals()
+        self._clock_start, self._logged, self._last_print = None, (0.0, 0), time.monotonic()
         # Output of the last step read, and the steps not read yet: (number, loss and gradient norm, tokens, rate).
         self.output, self._unread = dict(loss=0.0, ppl=1.0, lr=0.0, grad_norm=0.0), []
 
@@ -98,7 +98,8 @@ class Trainer:
         micro_batches = self.plan.micro_batches(step)
         if self.merges and len(micro_batches) > 1:
             return self.batches.merged(micro_batches)
-        return [made for made in (self.batches.batch(*batch) for batch in micro_batches) if made[1]]
+        built = (self.batches.batch(*batch) for batch in micro_batches)
+        return [micro_batch for micro_batch in built if micro_batch[1]]
 
     def step(self, engine, window):
         """One optimizer step over a window of micro-batches; returns the `output` of the last step that was read.
@@ -201,10 +202,10 @@ class Trainer:
         elif better:
             self.on_rank0(lambda: self.run.save_best(lambda folder: self.run.files.save_best(folder, better)))
         names = f": {', '.join(better)}" if len(better) < len(report.scores) else ""
-        self.say(f"step {step}: " + report.line.replace("%s", f" (best so far{names})" if better else ""))
-        if self.board:
+        self.print_line(f"step {step}: " + report.line.replace("%s", f" (best so far{names})" if better else ""))
+        if self.reporters:
             for group, scalars in report.scalars.items():
-                self.board.add(step, group, scalars)
+                self.reporters.add(step, group, scalars)
         self.stop_tasks(step)
 
     def keep_last(self, step):
@@ -226,10 +227,10 @@ class Trainer:
         patience = self.settings.early_stopping
         done = {name for name, waited in self.waited.items() if patience and waited >= patience}
         if step is not None and step < self.total_steps and done - self.batches.skip - {TOGETHER}:
-            self.say(f"no better validation loss for {patience} epochs: stopping {', '.join(sorted(done))}")
+            self.print_line(f"no better validation loss for {patience} epochs: stopping {', '.join(sorted(done))}")
         if done and len(done) == len(self.waited):
             if step is not None and step < self.total_steps:
-                self.say(f"no better validation loss for {patience} epochs: stopping early")
+                self.print_line(f"no better validation loss for {patience} epochs: stopping early")
             self.stop = "early"
         else:
             self.batches.skip = done
@@ -288,8 +289,8 @@ class Trainer:
     def clock(self):
         """Add the time since the last call to the run's training seconds."""
         now = time.monotonic()
-        self.seconds += now - (self._mark or now)
-        self._mark = now
+        self.seconds += now - (self._clock_start or now)
+        self._clock_start = now
 
     # ---- the loop
 
@@ -310,19 +311,20 @@ class Trainer:
         engine = Engine(self.step)
         engine.logger.disabled = True
         if self.rank0:
-            self.board = Board(self.run.directory, first, self.settings.report_to, self.run.board_folder)
+            self.reporters = Reporters(self.run.directory, first, self.settings.report_to, self.run.events_folder)
         self._attach(engine)
-        self._mark = time.monotonic()
+        self._clock_start = time.monotonic()
         if first:
             over = first >= self.total_steps or self.stop == "early"
-            self.say("this run is already finished" if over else f"resuming after step {first} of {self.total_steps}")
+            resuming = f"resuming after step {first} of {self.total_steps}"
+            self.print_line("this run is already finished" if over else resuming)
             # Without max_epochs, ignite would take this for a new run and count from 0.
             engine.load_state_dict(dict(iteration=first, epoch_length=self.epoch_steps, max_epochs=self.plan.epochs))
         if first < self.total_steps and self.stop != "early":
             with self.signals:
                 self._run(engine, first)
-        if self.board:
-            self.board.close()
+        if self.reporters:
+            self.reporters.close()
         if isinstance(self.stop, int):
             raise SystemExit(128 + self.stop)
         for callback in self.callbacks:
@@ -334,7 +336,8 @@ class Trainer:
             if first == 0 and self.settings.eval_before_start and self.evaluate:
                 self.run_evaluation(0)
             folder = os.environ.get(PROFILE) if self.rank0 else None
-            with profile_steps(folder, self.run.directory.name, first, self.total_steps, self.device, self.say) as done:
+            name = self.run.directory.name
+            with profile_steps(folder, name, first, self.total_steps, self.device, self.print_line) as done:
                 engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: done())
                 engine.run(self.windows(first), max_epochs=self.plan.epochs, epoch_length=self.epoch_steps)
         except Diverged as error:
@@ -390,15 +393,15 @@ class Trainer:
             row.pop("ppl")
             self.history["since"] = []
         self.history["train"].append(dict(step=step, **row))
-        if self.board:
-            self.board.add(step, "train", row | dict(tokens_per_second=speed))
+        if self.reporters:
+            self.reporters.add(step, "train", row | dict(tokens_per_second=speed))
         for callback in self.callbacks:
             callback.on_log(step)
-        if not sys.stderr.isatty() and time.monotonic() - self._told > QUIET_SECONDS:
-            self._told = time.monotonic()
+        if not sys.stderr.isatty() and time.monotonic() - self._last_print > QUIET_SECONDS:
+            self._last_print = time.monotonic()
             left = (self.total_steps - step) * self.seconds / step
-            self.say(f"step {step}/{self.total_steps}: {self.format_log(row)}, {speed:.0f} tokens/s, "
-                     f"about {left / 60:.1f} min left")  # fmt: skip
+            self.print_line(f"step {step}/{self.total_steps}: {self.format_log(row)}, {speed:.0f} tokens/s, "
+                            f"about {left / 60:.1f} min left")  # fmt: skip
 
     def _after_step(self, engine):
         self.clock()
@@ -421,18 +424,19 @@ class Trainer:
         if caught:
             self.stop = caught
             name = signal.Signals(caught).name
-            self.say(f"{name}: saved after step {step} of {self.total_steps}. To resume:\n  {self.run.resume_command}")
+            command = self.run.resume_command
+            self.print_line(f"{name}: saved after step {step} of {self.total_steps}. To resume:\n  {command}")
         if caught or done or self.stop == "early":
             engine.terminate()
         # Validation and saving do not count as training time.
-        self._mark = time.monotonic()
+        self._clock_start = time.monotonic()
 
     def _caught(self):
         """The signal caught by any process, or 0."""
         if self.world == 1 or self.device.type == "xla":
             return int(idist.all_reduce(self.signals.caught, "MAX")) if self.world > 1 else self.signals.caught
         caught = torch.tensor(self.signals.caught)
-        torch.distributed.all_reduce(caught, torch.distributed.ReduceOp.MAX, self.hosts)
+        torch.distributed.all_reduce(caught, torch.distributed.ReduceOp.MAX, self.signal_group)
         return int(caught)
 
     def summary(self, step):
@@ -448,7 +452,7 @@ class Trainer:
             history={name: rows for name, rows in self.history.items() if name != "since"},
         ) | (self.evaluate.summary(self) if self.evaluate else {})  # fmt: skip
 
-    def say(self, line):
+    def print_line(self, line):
         """Print from the first process, above the progress bar."""
         if self.rank0:
             say_above_bar(line)

@@ -27,13 +27,13 @@ class UncertaintySampler:
         """Positions of the rows to keep among the candidates, which are row numbers in `batches`."""
         task_ids = batches.task_ids[batches.owners(candidates)]
         # A regression has no entropy, so its rows need no forward pass.
-        judged = (~np.isin(task_ids, list(self.regression))).nonzero()[0]
-        mine = judged[batches.rank :: batches.world]
-        even = torch.zeros(-(-len(judged) // batches.world))
+        scored = (~np.isin(task_ids, list(self.regression))).nonzero()[0]
+        mine = scored[batches.rank :: batches.world]
+        even = torch.zeros(-(-len(scored) // batches.world))
         if len(mine):
             batch = tensors(batches.inputs(candidates[mine]))
             even[: len(mine)] = uncertainty.candidate_entropies(self.model, batch, dtype=self.dtype).cpu()
         entropies = torch.zeros(len(candidates))
-        if len(judged):
-            entropies[judged] = gather_rows(even)[: len(judged)]
+        if len(scored):
+            entropies[scored] = gather_rows(even)[: len(scored)]
         return uncertainty.choose(entropies, torch.from_numpy(task_ids), keep, self.regression).numpy()

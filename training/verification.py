@@ -8,10 +8,10 @@ from versatile.adapters.backbones.family import max_length_of
 from versatile.data import instances
 from versatile.training.decoding import Decoding, decode
 from versatile.utils.errors import UserError
-from versatile.utils.screen import shown
+from versatile.utils.screen import shortest_path
 
 
-def prove_groups(groups, open_source, compare, flags):
+def verify_groups(groups, open_source, compare, flags):
     """Compare a combined model with its sources, one of which is loaded at a time.
 
     Args:
@@ -34,7 +34,7 @@ def prove_groups(groups, open_source, compare, flags):
             proof, share = compare(theirs, task)
             gap, equal = proof["max_abs_difference"], proof.get("outputs_equal", proof["examples"])
             outputs = f", {equal} of {proof['examples']} outputs are equal" if "outputs_equal" in proof else ""
-            if not share <= combining.LARGEST_SHARE or equal < proof["examples"]:
+            if not share <= combining.SCORE_TOLERANCE or equal < proof["examples"]:
                 raise UserError(f"the combined model answers differently: scores of {task} differ by up to "
                                 f"{gap:.3g}" + outputs, location=flags[task],
                                 expected=f"the scores and outputs of {directory}",
@@ -45,7 +45,7 @@ def prove_groups(groups, open_source, compare, flags):
     return proofs
 
 
-def prove(directory, sources, inputs, tokens):
+def verify(directory, sources, inputs, tokens):
     """Compare the language model in `directory` with every source, each loaded by itself.
 
     Args:
@@ -60,27 +60,27 @@ def prove(directory, sources, inputs, tokens):
         UserError: a logit or an output differs from the source's.
     """
     device, flags = idist.device(), {s.task: s.flag for s in sources}
-    ours = checkpoint.load(directory)
+    ours = checkpoint.load_checkpoint(directory)
     inference.prepare_for_inference(ours[0], device, torch.float32)
 
     def open_source(folder, tasks):
         theirs = combining.open_source(folder, tasks)
         inference.prepare_for_inference(theirs[0], device, torch.float32)
-        combining.same_backbone(ours[0], theirs[0], flags[tasks[0]])
+        combining.require_same_backbone(ours[0], theirs[0], flags[tasks[0]])
         return theirs
 
     def compare(theirs, task):
         part = inputs[task]
-        print(f"verifying {task} on {len(part.examples)} inputs of {shown(part.path)}", flush=True)
-        proof, share = prove_task(ours, theirs, part, tokens)
+        print(f"verifying {task} on {len(part.examples)} inputs of {shortest_path(part.path)}", flush=True)
+        proof, share = verify_task(ours, theirs, part, tokens)
         return dict(data=part.path, **proof), share
 
     groups = [(folder, [s.task for s in sources if s.directory == folder])
               for folder in dict.fromkeys(s.directory for s in sources)]  # fmt: skip
-    return prove_groups(groups, open_source, compare, flags)
+    return verify_groups(groups, open_source, compare, flags)
 
 
-def prove_task(ours, theirs, part, tokens):
+def verify_task(ours, theirs, part, tokens):
     """The same for one task: greedy outputs first, then the logits at all positions of the inputs and these outputs.
 
     Returns:

@@ -147,7 +147,7 @@ def move_into_place(beside, path, replace=True):
         replace: if False, an existing directory at `path` stays and `beside` is deleted.
     """
     beside, path = Path(beside), Path(path)
-    _settle(beside)
+    _apply_modes_and_sync(beside)
     while True:
         try:
             os.rename(beside, path)
@@ -202,7 +202,7 @@ def _put_back(aside, path):
         aside.rmdir()
 
 
-def _settle(path):
+def _apply_modes_and_sync(path):
     """Set the umask's modes on a file, or on everything in a directory, and sync it to disk.
 
     Libraries make some files readable only by their owner, whatever the umask.
@@ -309,8 +309,9 @@ def writable_directory(path, flag):
     return path
 
 
-def could_be_made(path, flag):
-    """Raise a `UserError` if no directory could be made at `path`: checks its nearest parent, makes nothing."""
+def check_creatable(path, flag):
+    """Raise a `UserError` if no directory can be created at `path`; checks the nearest existing parent and creates
+    nothing."""
     path = Path(path).absolute()
     above = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
     try:

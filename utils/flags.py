@@ -96,7 +96,7 @@ class OfTasks(argparse.Action):
 
 
 def quantization(args):
-    """The quantization for `backbones.loading.load`, from --load_in_4bit and --load_in_8bit."""
+    """The quantization for `backbones.loading.load_backbone`, from --load_in_4bit and --load_in_8bit."""
     return next((bits for bits in ("4bit", "8bit") if getattr(args, f"load_in_{bits}", False)), None)
 
 

@@ -22,7 +22,7 @@ class Progress:
 
         self.bar = tqdm(total=total, desc=what, initial=initial, disable=None, delay=2 if total is None else 0)
         self.total, self.what, self.initial = total, what, initial
-        self.started = self.told = time.monotonic()
+        self.started = self.last_print = time.monotonic()
 
     def __enter__(self):
         return self.update
@@ -32,8 +32,8 @@ class Progress:
         now = time.monotonic()
         if not self.bar.disable:
             self.bar.update(done - self.bar.n)
-        elif now - self.told > QUIET_SECONDS:
-            self.told = now
+        elif now - self.last_print > QUIET_SECONDS:
+            self.last_print = now
             print(f"{self.what}: {done:,}{self._remaining(done, now)}", flush=True)
 
     def _remaining(self, done, now):

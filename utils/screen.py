@@ -41,7 +41,7 @@ def align_columns(rows, right, rule=False):
                                for i, (cell, w) in enumerate(zip(row, widths))).rstrip() for row in lines)  # fmt: skip
 
 
-def shown(path):
+def shortest_path(path):
     """The shortest way to write a path from here."""
     return min(str(path), os.path.relpath(path), key=len)
 

@@ -72,7 +72,7 @@ def compare(args):
         name = backbone_name(args, model)
         seed, quantization = (model.random_init_seed, model.quantization) if args.backbone is None else (None, None)
         del model
-        model, tokenizer = load_backbone(name, seed, quantization)
+        model, tokenizer = load_bare_backbone(name, seed, quantization)
         results["backbone"] = evaluate(args, tasks, model.to(idist.device()), tokenizer)
     rows = differences(results)
     print(table(rows, name, args.model_checkpoint))
@@ -140,7 +140,7 @@ def load_run(args):
     loading.need_directory(args.model_checkpoint, location)
     need_language_model(args.model_checkpoint)
     require_manifest(args.model_checkpoint, "a run directory, to be compared with its backbone")
-    model, tokenizer = checkpoint.load(args.model_checkpoint, args.task)
+    model, tokenizer = checkpoint.load_checkpoint(args.model_checkpoint, args.task)
     if backbone_of(model.config).encoder_decoder:
         raise UserError("is an encoder-decoder, whose loss is not that of a continuation", location=location,
                         expected="a decoder, such as GPT-2 or Llama")  # fmt: skip
@@ -166,7 +166,7 @@ def backbone_name(args, model):
     return name
 
 
-def load_backbone(name, seed, quantization=None):
+def load_bare_backbone(name, seed, quantization=None):
     """(model, tokenizer) of a bare backbone."""
     from versatile.adapters.backbones import loading
     from versatile.adapters.manifest import peek
@@ -174,7 +174,7 @@ def load_backbone(name, seed, quantization=None):
     location = f"--backbone {name}"
     if peek(name):
         raise UserError("this is a trained model, not a bare backbone", location=location)
-    return loading.load(name, random_init=seed, location=location, quantization=quantization)
+    return loading.load_backbone(name, random_init=seed, location=location, quantization=quantization)
 
 
 def evaluate(args, tasks, model, tokenizer, task_id=None):

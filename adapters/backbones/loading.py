@@ -18,7 +18,7 @@ from versatile.utils.screen import resume_command
 T5_FLAGS = ("--model_name_or_path", "--config_name")
 
 
-def load(name, random_init=False, location=None, quantization=None):
+def load_backbone(name, random_init=False, location=None, quantization=None):
     """A backbone and its fast tokenizer.
 
     Args:

@@ -21,7 +21,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.imports.peft_export import (
     KINDS,
     TaskAdapter,
-    check_share,
+    check_logits_match,
     largest_difference,
     projection_names,
     table_names,
@@ -103,10 +103,10 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
     if history is not None:
         model.info.histories[task] = history
     with atomic_directory(output) as beside:
-        checkpoint.save(model, tokenizer, beside)
-        checkpoint.load(beside)
+        checkpoint.save_checkpoint(model, tokenizer, beside)
+        checkpoint.load_checkpoint(beside)
         if importlib.util.find_spec("peft") and not (rows.keys() - set(markers)):
-            _prove_import(model.eval(), tokenizer, task, path, [m for m in markers if m in rows])
+            _verify_import(model.eval(), tokenizer, task, path, [m for m in markers if m in rows])
     return model
 
 
@@ -144,7 +144,7 @@ def _load_base(path, config, backbone):
         flag = f"--model_checkpoint {backbone}"
     else:
         name, flag = backbones.locate(name, path / CONFIG)
-    model, tokenizer = backbones.load(name, location=flag)
+    model, tokenizer = backbones.load_backbone(name, location=flag)
     return model, tokenizer, flag
 
 
@@ -284,7 +284,7 @@ def _of_pattern(patterns, name, default):
     return next((v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", name)), default)
 
 
-def _prove_import(model, tokenizer, task, path, tokens):
+def _verify_import(model, tokenizer, task, path, tokens):
     """Raise a `UserError` if peft computes other logits from its directory than our model does."""
     adapter = TaskAdapter(model, tokenizer, task, "", {}, [], tokens)
-    check_share(largest_difference(adapter, path), path)
+    check_logits_match(largest_difference(adapter, path), path)

@@ -19,7 +19,7 @@ from versatile.utils.files import atomic_directory, atomic_write, refuse_taken
 
 KINDS = {"lora": "LORA", "ia3": "IA3"}
 # Two libraries multiply the same matrices, so in fp32 the last digits may differ.
-LARGEST_SHARE = 1e-5
+LOGIT_TOLERANCE = 1e-5
 
 
 @dataclass
@@ -66,7 +66,7 @@ def export_task(run, output, task=None):
     with atomic_directory(output) as beside:
         _write(adapter, beside)
         share = largest_difference(adapter, beside)
-        check_share(share, run)
+        check_logits_match(share, run)
     return adapter, share
 
 
@@ -75,10 +75,10 @@ def read_task(run, task=None):
     backbones.need_directory(run, run, "a run directory")
     manifest = checkpoint.peek(run)
     if manifest and manifest.encoder == "text_to_text":
-        model, tokenizer = t5.load(run, task)
+        model, tokenizer = t5.load_t5(run, task)
         tasks, methods, trained = model.tasks, model.methods, _trained_backbone(model)
     else:
-        model, tokenizer = checkpoint.load(run, task, flag=f"--task {task}" if task else run)
+        model, tokenizer = checkpoint.load_checkpoint(run, task, flag=f"--task {task}" if task else run)
         tasks, methods, info = model.info.tasks, model.info.methods, model.info
         trained = info.mode == "full" or not info.freeze or info.self_copy
     if task is None and len(tasks) > 1:
@@ -100,7 +100,7 @@ def read_task(run, task=None):
 
 def _trained_backbone(model):
     """Whether any parameter of the T5 itself was trained."""
-    return model.backbone_carried or any(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
+    return model.has_stored_backbone or any(p.requires_grad for n, p in model.named_parameters() if not is_added(n))
 
 
 def _refuse_token_types(model, task, run):
@@ -130,7 +130,7 @@ def bare_backbone(name, tokens, quantization=None):
     """(a bare backbone, its tokenizer with `tokens`), built as the README.md of an exported directory describes."""
     from tokenizers import AddedToken
 
-    model, tokenizer = backbones.load(name, quantization=quantization)
+    model, tokenizer = backbones.load_backbone(name, quantization=quantization)
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in tokens], special_tokens=True)
     model.resize_token_embeddings(max(len(tokenizer), len(model.get_input_embeddings().weight)), mean_resizing=False)
     return model, tokenizer
@@ -300,8 +300,8 @@ def _need_peft():
                         remedy="pip install --no-deps peft")  # fmt: skip
 
 
-def check_share(share, location):
+def check_logits_match(share, location):
     """Raise a `UserError` if peft's logits differ too much from ours, by this share of the largest."""
-    if not share <= LARGEST_SHARE:
+    if not share <= LOGIT_TOLERANCE:
         raise UserError(f"peft's logits differ by up to {share:.2g} of the largest", location=location,
                         expected="equal logits", remedy="nothing was written; report this")  # fmt: skip

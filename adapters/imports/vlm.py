@@ -40,7 +40,7 @@ _KEY = re.compile(r"transformer\.h\.(\d+)\.adapter_block\.(?:mixadapter\.(\w+)\.
 _IGNORED = re.compile(r".*\.attn\.(masked_)?bias$|.*p_gen_linear.*|lm_head\.weight")
 
 
-def load(path, task=None, pointer=False):
+def load_released(path, task=None, pointer=False):
     """(model, tokenizer) of a released checkpoint.
 
     Args:
@@ -215,14 +215,14 @@ def convert(source, output, task=None, pointer=False):
         raise UserError("not a checkpoint of the original VLM code", location=source,
                         expected="pytorch_model.bin and added_tokens.json with <bos_dial>")  # fmt: skip
     refuse_taken(output)
-    model, tokenizer = load(source, task, pointer)
-    with atomic_directory(output) as beside:
-        checkpoint.save(model, tokenizer, beside)
-        _prove_equal(model, tokenizer, *checkpoint.load(beside), location=output)
+    model, tokenizer = load_released(source, task, pointer)
+    with atomic_directory(output) as temporary:
+        checkpoint.save_checkpoint(model, tokenizer, temporary)
+        _verify_equal(model, tokenizer, *checkpoint.load_checkpoint(temporary), location=output)
     return model
 
 
-def _prove_equal(model, tokenizer, again, words, location, length=32):
+def _verify_equal(model, tokenizer, again, words, location, length=32):
     """Check that logits on random tokens of the whole vocabulary, with types, are bitwise equal for every task."""
     if words.get_vocab() != tokenizer.get_vocab() or again.info.tasks != model.info.tasks:
         raise UserError("the written directory has other tokens or tasks", location=location, expected="the source's")

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from versatile.adapters.methods.base import Method, first_output, refuse_without_port
 from versatile.adapters.methods.bottleneck import ACTIVATIONS
-from versatile.adapters.methods.hypernetworks import LayersHyperNet, SitesHyperNet, TaskEmbeddings, adapter_output
+from versatile.adapters.methods.hypernetworks import LayersHyperNet, SitesHyperNet, TaskVectors, adapter_output
 from versatile.adapters.methods.sublayers import adapter_width, probe
 from versatile.adapters.routing import GroupedProduct, TaskRouter
 from versatile.utils.errors import UserError
@@ -76,9 +76,9 @@ class HyperFormer(Method):
         self.names = settings["names"] or dict(zip(tasks, tasks))
         self.product = GroupedProduct(ACTIVATIONS[settings["non_linearity"]])
         projected = settings["task_hidden_dim"], settings["projected_task_embedding_dim"]
-        self.embeddings = TaskEmbeddings(self.names.values(), settings["task_embedding_dim"],
-                                         projected if settings["train_task_embeddings"] else None,
-                                         settings["embeddings"], settings["parametric_task_embedding"])  # fmt: skip
+        self.embeddings = TaskVectors(self.names.values(), settings["task_embedding_dim"],
+                                      projected if settings["train_task_embeddings"] else None,
+                                      settings["embeddings"], settings["parametric_task_embedding"])  # fmt: skip
         sizes = dict(width=width, bottleneck=adapter_width(width, settings),
                      pre=settings["add_layer_norm_before_adapter"],
                      post=settings["add_layer_norm_after_adapter"])  # fmt: skip
@@ -90,7 +90,7 @@ class HyperFormer(Method):
         """The hypernetwork of a stack; `sizes` are those of its adapters."""
         hypernet = LayersHyperNet(
             layers, self.embeddings.size, settings["task_hidden_dim"], settings["projected_task_embedding_dim"],
-            one=self.name == "hyperformer++", layer_norm=settings["unique_hyper_net_layer_norm"], **sizes,
+            single_generator=self.name == "hyperformer++", layer_norm=settings["unique_hyper_net_layer_norm"], **sizes,
         )  # fmt: skip
         if not settings["published_start"]:
             hypernet.shrink_norms()

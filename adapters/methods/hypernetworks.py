@@ -19,7 +19,7 @@ FEED_FORWARD, SELF_ATTENTION = 0, 1
 
 
 @dataclass
-class Weights:
+class AdapterWeights:
     """The adapters of one site.
 
     Attributes:
@@ -57,7 +57,7 @@ class Weights:
             return torch.cat([tensor, torch.zeros_like(tensor[:1])]).index_select(0, numbers)
 
         norms = [norm and tuple(map(chosen, norm)) for norm in (self.pre, self.post)]
-        return Weights(*map(chosen, (self.down, self.down_bias, self.up, self.up_bias)), *norms)
+        return AdapterWeights(*map(chosen, (self.down, self.down_bias, self.up, self.up_bias)), *norms)
 
 
 def adapter_output(hidden, weights, product, router):
@@ -65,7 +65,7 @@ def adapter_output(hidden, weights, product, router):
 
     Args:
         hidden: [rows, length, width].
-        weights: `Weights` of the router's runs.
+        weights: `AdapterWeights` of the router's runs.
         product: `GroupedProduct` with the adapters' activation.
         router: `TaskRouter` of the batch.
 
@@ -86,12 +86,12 @@ def adapter_output(hidden, weights, product, router):
 # ---- embeddings and generators
 
 
-def linear(n_in, n_out):
+def initialised_linear(n_in, n_out):
     """A linear map with the published initialisation."""
-    made = nn.Linear(n_in, n_out)
-    nn.init.normal_(made.weight, std=INIT_STD)
-    nn.init.zeros_(made.bias)
-    return made
+    layer = nn.Linear(n_in, n_out)
+    nn.init.normal_(layer.weight, std=INIT_STD)
+    nn.init.zeros_(layer.bias)
+    return layer
 
 
 class TaskHyperNet(nn.Module):
@@ -100,29 +100,30 @@ class TaskHyperNet(nn.Module):
     def __init__(self, n_in, hidden, n_out):
         super().__init__()
         # The spelling of the published checkpoints.
-        self.task_embeding_generator = nn.Sequential(linear(n_in, hidden), nn.ReLU(), linear(hidden, n_out))
+        self.task_embeding_generator = nn.Sequential(
+            initialised_linear(n_in, hidden), nn.ReLU(), initialised_linear(hidden, n_out))  # fmt: skip
 
     def forward(self, vectors):
         return self.task_embeding_generator(vectors)
 
 
-class TaskEmbeddings(nn.Module):
+class TaskVectors(nn.Module):
     """The vectors that represent tasks.
 
     Args:
         names: the embedding's name for each task; tasks with the same name share an embedding.
         size: of an embedding; they start from N(0, 1).
         projected: (hidden units, output size) of a network applied to all embeddings, or None.
-        given: {name: tensor [size]} to start from instead.
-        parametric: whether given embeddings are trained; randomly initialised ones always are.
+        start_values: {name: tensor [size]} to start from instead.
+        parametric: whether embeddings with start values are trained; randomly initialised ones always are.
     """
 
-    def __init__(self, names, size, projected=None, given=None, parametric=True):
+    def __init__(self, names, size, projected=None, start_values=None, parametric=True):
         super().__init__()
         self.names = list(dict.fromkeys(names))
-        values = {name: given[name] if given else torch.randn(size) for name in self.names}
+        values = {name: start_values[name] if start_values else torch.randn(size) for name in self.names}
         self.task_to_embeddings = nn.ParameterDict({name: nn.Parameter(v.clone()) for name, v in values.items()})
-        self.fixed = bool(given) and not parametric
+        self.fixed = bool(start_values) and not parametric
         self.task_to_embeddings.requires_grad_(not self.fixed)
         self.task_hyper_net = TaskHyperNet(size, *projected) if projected else None
         self.size = projected[1] if projected else size
@@ -139,8 +140,8 @@ class SamplerHyperNet(nn.Module):
     def __init__(self, size, n_in, n_out):
         super().__init__()
         self.shape = n_out, n_in
-        self.weight_generator = nn.Sequential(linear(size, n_out * n_in))
-        self.bias_generator = nn.Sequential(linear(size, n_out))
+        self.weight_generator = nn.Sequential(initialised_linear(size, n_out * n_in))
+        self.bias_generator = nn.Sequential(initialised_linear(size, n_out))
 
     def forward(self, vectors):
         return self.weight_generator(vectors).unflatten(-1, self.shape), self.bias_generator(vectors)
@@ -151,7 +152,7 @@ class NormHyperNet(nn.Module):
 
     def __init__(self, size, width):
         super().__init__()
-        self.weight_generator, self.bias_generator = linear(size, width), linear(size, width)
+        self.weight_generator, self.bias_generator = initialised_linear(size, width), initialised_linear(size, width)
 
     def forward(self, vectors):
         return self.weight_generator(vectors), self.bias_generator(vectors)
@@ -179,7 +180,7 @@ class MetaController(nn.Module):
             self.register_module(f"{site}_layer_norm", shared)
 
     def forward(self, vectors, dtype=None):
-        """`Weights` for task embeddings [tasks, size]; `dtype` as in `LayersHyperNet.forward`."""
+        """`AdapterWeights` for task embeddings [tasks, size]; `dtype` as in `LayersHyperNet.forward`."""
         count = len(vectors)
         vectors = vectors[0] if count == 1 else vectors
         matrices = [part.to(dtype) for net in (self.meta_down_sampler, self.meta_up_sampler) for part in net(vectors)]
@@ -187,9 +188,9 @@ class MetaController(nn.Module):
             norms = [norm and (norm.weight, norm.bias) for norm in (self.pre_layer_norm, self.post_layer_norm)]
             if count > 1:
                 norms = [norm and tuple(p.expand(count, -1) for p in norm) for norm in norms]
-            return Weights(*matrices, *norms)
+            return AdapterWeights(*matrices, *norms)
         norms = (self.pre_layernorm_hypernet, self.post_layernorm_hypernet)
-        return Weights(*matrices, *(norm and norm(vectors) for norm in norms))
+        return AdapterWeights(*matrices, *(norm and norm(vectors) for norm in norms))
 
 
 class LayersHyperNet(nn.Module):
@@ -200,27 +201,28 @@ class LayersHyperNet(nn.Module):
         size: of a task's vector, and of the layer and block type embeddings.
         hidden, projected: hidden units of the network that computes e, and the size of e.
         width, bottleneck: the adapters' sizes.
-        one: HyperFormer++: one generator that also receives the block type. Otherwise (HyperFormer) one generator for
-            feed-forward and one for self-attention.
+        single_generator: HyperFormer++: one generator that also receives the block type. Otherwise (HyperFormer) one
+            generator for feed-forward and one for self-attention.
         layer_norm: whether e is normalised.
         pre, post: whether the adapters have a norm before and after; these norms are always generated.
     """
 
-    def __init__(self, layers, size, hidden, projected, width, bottleneck, one, layer_norm=True, pre=False, post=True):
+    def __init__(self, layers, size, hidden, projected, width, bottleneck, single_generator, layer_norm=True,
+                 pre=False, post=True):  # fmt: skip
         super().__init__()
-        self.layers, self.one = layers, one
+        self.layers, self.single_generator = layers, single_generator
         self.layer_id_embeddings = nn.Embedding(layers, size)
-        if one:
+        if single_generator:
             self.adapters_block_type = nn.Embedding(2, size)
-        self.task_hypernet = TaskHyperNet(size * (3 if one else 2), hidden, projected)
+        self.task_hypernet = TaskHyperNet(size * (3 if single_generator else 2), hidden, projected)
         self.LayerNorm = nn.LayerNorm(projected, eps=1e-6) if layer_norm else None
-        self.prefixes = ("",) if one else ("feed_forward_", "self_attention_")
+        self.prefixes = ("",) if single_generator else ("feed_forward_", "self_attention_")
         for prefix in self.prefixes:
             setattr(self, f"{prefix}up_sampler_hyper_net", SamplerHyperNet(projected, bottleneck, width))
             setattr(self, f"{prefix}down_sampler_hyper_net", SamplerHyperNet(projected, width, bottleneck))
             for site, wanted in (("pre", pre), ("post", post)):
-                made = NormHyperNet(projected, width) if wanted else None
-                self.register_module(f"{prefix}{site}_layernorm_hypernet", made)
+                net = NormHyperNet(projected, width) if wanted else None
+                self.register_module(f"{prefix}{site}_layernorm_hypernet", net)
 
     @torch.no_grad()
     def shrink_norms(self):
@@ -238,10 +240,10 @@ class LayersHyperNet(nn.Module):
             layers, blocks: slices that select some layers and block types only.
 
         Returns:
-            [tasks, layers, projected]; with `one` [tasks, layers, block types, projected].
+            [tasks, layers, projected]; with `single_generator` [tasks, layers, block types, projected].
         """
         parts = [vectors[:, None], self.layer_id_embeddings.weight[None, layers]]
-        if self.one:
+        if self.single_generator:
             parts = [part.unsqueeze(2) for part in parts]
             parts.append(self.adapters_block_type.weight[None, None, blocks])
         shape = torch.broadcast_shapes(*(part.shape for part in parts))
@@ -256,32 +258,32 @@ class LayersHyperNet(nn.Module):
             dtype: dtype to convert the linear maps' tensors to, or None to leave them as computed.
 
         Returns:
-            list of `Weights`: self-attention and feed-forward of the first layer, then of the second, ….
+            list of `AdapterWeights`: self-attention and feed-forward of the first layer, then of the second, ….
         """
         e = self.embeddings(vectors)
-        if self.one:
+        if self.single_generator:
             sites = self._generated("", e.flatten(1, 2), dtype)
             return [sites[2 * i + block] for i in range(self.layers) for block in (SELF_ATTENTION, FEED_FORWARD)]
         blocks = {prefix: self._generated(prefix, e, dtype) for prefix in self.prefixes}
         return [w for both in zip(blocks["self_attention_"], blocks["feed_forward_"]) for w in both]
 
     def at(self, vectors, layer, block, dtype=None):
-        """`Weights` of a single layer and block type."""
+        """`AdapterWeights` of a single layer and block type."""
         e = self.embeddings(vectors, slice(layer, layer + 1), slice(block, block + 1))
-        prefix = "" if self.one else self.prefixes[block]
-        return self._generated(prefix, e.flatten(1, 2) if self.one else e, dtype)[0]
+        prefix = "" if self.single_generator else self.prefixes[block]
+        return self._generated(prefix, e.flatten(1, 2) if self.single_generator else e, dtype)[0]
 
     def _generated(self, prefix, e, dtype):
-        """`Weights` of each site, from e [tasks, sites, projected]."""
+        """`AdapterWeights` of each site, from e [tasks, sites, projected]."""
         e = e[0] if len(e) == 1 else e
         sites, parts = e.dim() - 2, []
         for kind in ("down", "up"):
-            made = getattr(self, f"{prefix}{kind}_sampler_hyper_net")(e)
-            parts += [part.to(dtype).unbind(sites) for part in made]
+            weights = getattr(self, f"{prefix}{kind}_sampler_hyper_net")(e)
+            parts += [part.to(dtype).unbind(sites) for part in weights]
         for site in ("pre", "post"):
             net = getattr(self, f"{prefix}{site}_layernorm_hypernet")
             parts.append(list(zip(*(p.unbind(sites) for p in net(e)))) if net else [None] * e.shape[sites])
-        return [Weights(*each) for each in zip(*parts)]
+        return [AdapterWeights(*tensors) for tensors in zip(*parts)]
 
 
 class SitesHyperNet(nn.Module):

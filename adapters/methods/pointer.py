@@ -132,9 +132,9 @@ class SelfCopying:
         """As the backbone's, with the whole prefix in addition to the tokens not yet cached."""
         return super().prepare_inputs_for_generation(input_ids, *args, **kwargs) | {"prefix_ids": input_ids}
 
-    def all_scores(self, given, logits_to_keep=0):
+    def all_scores(self, model_inputs, logits_to_keep=0):
         """As `TaskConditioned.all_scores`, for the mixture: [rows, positions kept, vocabulary]."""
-        output = self.base_model(**{**given, "return_dict": True})
+        output = self.base_model(**{**model_inputs, "return_dict": True})
         attention, ids = self.pointer.take()
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden = output.last_hidden_state[:, keep]

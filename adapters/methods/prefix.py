@@ -42,7 +42,7 @@ class Prefix(TaskModules):
         for number, block in enumerate(self.backbone.blocks(model)):
             join_attention(self.backbone.attention(block), self, number)
 
-    def see(self, key, value):
+    def record_keys_and_values(self, key, value):
         """Called with the keys and values of a block's attention; ignored here."""
 
     def joined(self, number, task):
@@ -51,7 +51,7 @@ class Prefix(TaskModules):
         parts = [held[name] for name in self.router.chain(task) if name in held]
         return {role: torch.cat([part[role] for part in parts], dim=1) for role in ("key", "value")} if parts else None
 
-    def of_rows(self, number):
+    def prefixes_of_rows(self, number):
         """(keys, values [rows or 1, heads, longest, width], mask [rows or 1, longest] true at real keys), or None."""
         tasks = [self.joined(number, name) for name in self.router.present]
         if all(task is None for task in tasks):
@@ -77,7 +77,7 @@ def heads_and_width(config):
 
 
 def join_attention(module, method, number):
-    """Make a block's attention prepend a method's `method.of_rows(number)` to its keys and values."""
+    """Make a block's attention prepend a method's `method.prefixes_of_rows(number)` to its keys and values."""
     # In a tuple, so that the parameters are not registered with the attention module too.
     module.prefixes = (*getattr(module, "prefixes", ()), (method, number))
 
@@ -90,9 +90,9 @@ def attend(module, query, key, value, attention_mask, **kwargs):
         attention_mask: [rows, 1, queries, keys] boolean or additive, or None: only later positions are masked, and
             only in a causal module.
     """
-    prefixes = [method.of_rows(number) for method, number in getattr(module, "prefixes", ())]
+    prefixes = [method.prefixes_of_rows(number) for method, number in getattr(module, "prefixes", ())]
     for method, _ in getattr(module, "prefixes", ()):
-        method.see(key, value)
+        method.record_keys_and_values(key, value)
     for prefix in filter(None, prefixes):
         key, value, attention_mask, kwargs = _prepend(module, query, key, value, attention_mask, kwargs, *prefix)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

@@ -152,12 +152,12 @@ class Prompt(TaskModules):
             self.recorded = None
             self.router.__dict__.update(own)
 
-    def see(self, key, value):
+    def record_keys_and_values(self, key, value):
         """Record the keys and values of a block's attention while the prompts pass through."""
         if self.recorded is not None:
             self.recorded.append((key, value))
 
-    def of_rows(self, number):
+    def prefixes_of_rows(self, number):
         """(keys, values [rows or 1, heads, longest, width], mask [rows or 1, longest] true at real keys), or None."""
         if self.name not in self.router.kept:
             return None

@@ -21,8 +21,8 @@ ALIASES = {"meta": "hyperformer-per-layer"}
 
 
 @dataclass(frozen=True)
-class Description:
-    """Description of a method.
+class MethodDescription:
+    """How a method is declared.
 
     Attributes:
         module: name of its file; class_name: its class in that file.
@@ -47,8 +47,8 @@ class Description:
 
 @functools.cache
 def all_methods():
-    """{name: `Description`} of every method in this folder."""
-    found = {}
+    """{name: `MethodDescription`} of every method in this folder."""
+    methods = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         literals = {}
@@ -57,12 +57,12 @@ def all_methods():
                 literals[node.targets[0].id] = ast.literal_eval(node.value)
         summary = (ast.get_docstring(tree) or "").split("\n")[0]
         for name, class_name in literals.get("METHODS", {}).items():
-            found[name] = Description(name, path.stem, class_name, literals.get("SETTINGS", {}), summary)
-    return found
+            methods[name] = MethodDescription(name, path.stem, class_name, literals.get("SETTINGS", {}), summary)
+    return methods
 
 
 def get_method(name, location="--method"):
-    """The `Description` of a method; an unknown name raises a `UserError` listing the known ones."""
+    """The `MethodDescription` of a method; an unknown name raises a `UserError` listing the known ones."""
     methods, name = all_methods(), ALIASES.get(name, name)
     if name not in methods:
         raise UserError(f"unknown method {name!r}", location=location, expected="one of " + ", ".join(sorted(methods)))

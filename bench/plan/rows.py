@@ -57,12 +57,12 @@ def plan_train(plan, words):
 
     args = train.parser().parse_args(words)
     task = get_task(args.task)
-    train.check(args, {})
+    train.check_flags(args, {})
     train.fill_published(args, task)
     data = MARKED[task.name]
     plan.data = {task.name: data}
     plan.weights = find_weights(args.model_checkpoint)
-    chosen = train.choose(args, task)
+    chosen = train.choose_method(args, task)
 
     def prepare(model, tokenizer):
         adapting.attach(model, tokenizer, {task.name: task.markers}, chosen and {task.name: chosen})
@@ -202,7 +202,7 @@ def plan_t5(plan, words):
     plan.data = {name: GLUE[name] for name in args.tasks}
     plan.weights = find_weights(args.model_name_or_path)
     model = build_on_meta(plan.weights, "AutoModelForSeq2SeqLM")
-    t5.attach(model, args.tasks, train_t5.settings_of(args))
+    t5.attach(model, args.tasks, train_t5.t5_settings(args))
     plan.shape = shape_of(model)
     # Tasks are drawn in proportion to size^(1 / temperature).
     chances = {name: data.rows ** (1 / (args.sampling_temperature or 1)) for name, data in plan.data.items()}

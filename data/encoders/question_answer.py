@@ -114,7 +114,7 @@ class QuestionEncoder(ExampleEncoder):
             model's positions for it.
         use_sep: put `__sep__` between context and question.
         eos: the token that ends an answer (default: the tokenizer's own).
-        most: the model's number of positions, for messages (default: what `max_len` needs).
+        max_positions: the model's number of positions, for messages (default: what `max_len` needs).
         before_gen: ids in front of the start token of a sample that is generated: none, or the backbone's own first
             token (`first_token`). In many decoders the first position is an attention sink, whose state says little
             about its token: a frozen backbone with adapters hardly learns there what a sample begins with.
@@ -127,10 +127,10 @@ class QuestionEncoder(ExampleEncoder):
     name = "question_answer"
     columns = dict(prompt_length=("number", "i4"), label=("number", "i4"))
 
-    def __init__(self, tokenizer, max_len, use_sep=False, eos=None, most=None, before_gen=()):
+    def __init__(self, tokenizer, max_len, use_sep=False, eos=None, max_positions=None, before_gen=()):
         super().__init__(tokenizer)
         self.before_gen = tuple(before_gen)
-        self.max_len, self.most, self.lead = max_len, most or max_len + 1, leading_space(tokenizer)
+        self.max_len, self.max_positions, self.lead = max_len, max_positions or max_len + 1, leading_space(tokenizer)
         self.ans, self.pad, self.sep = self._id(ANS), self._id(PAD), self._id(SEP) if use_sep else None
         self.eos = tokenizer.eos_token_id if eos is None else self._id(eos)
         if max_len < 8:

@@ -75,12 +75,12 @@ def load_split(task, split, tokenizer, lengths, *, data_dir=None, cache_dir=None
         task: a `data.text_task.TextTask`.
         split: "train", "validation" or "test".
         tokenizer, lengths: see `TextEncoder`.
-        data_dir: see `data.text_to_text.load`.
+        data_dir: see `data.text_to_text.load_rows`.
         cache_dir: directory of the token cache.
-        choice: seed, split_validation_test, n_obs, prefix, as in `data.text_to_text.load`.
+        choice: seed, split_validation_test, n_obs, prefix, as in `data.text_to_text.load_rows`.
 
     Raises:
-        UserError: as in `data.text_to_text.load`.
+        UserError: as in `data.text_to_text.load_rows`.
     """
     rows = text_to_text.SplitRows(task, split, data_dir=data_dir, **choice)
     return load_encoded(TextEncoder(tokenizer, lengths), task, split, rows,

@@ -95,7 +95,7 @@ def main():
     for task, make in MAKERS.items():
         for split, made in make().items():
             path = HERE / "lifelong" / TASKS[task].filename(split)
-            samples.save(path, made)
+            samples.save_samples(path, made)
             print(f"wrote {path}: {len(made)}")
 
 

@@ -48,6 +48,6 @@ def add_flags(parser):
         added |= strategy.flags.keys()
 
 
-def naming_names():
+def naming_flags():
     """Names of the strategy flags that are part of a sequence's name."""
     return tuple(flag.lstrip("-") for flag in collect_flags("naming_flags"))

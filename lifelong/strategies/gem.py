@@ -54,12 +54,12 @@ class GradientEpisodicMemory(KeptSamples):
 
     def after_task(self, task, batches):
         """Choose the samples to keep of the task."""
-        from versatile.training.experiment import say
+        from versatile.training.experiment import print_once
 
         sizes = self.sequence.sizes
         order, size = list(sizes), sizes[task]
         self.memory.add(task, size, sizes[order[order.index(task) + 1]])
-        say(f"{task}: {len(self.memory.kept[task]):,} of {counted(size, 'sample')} kept to constrain gradients")
+        print_once(f"{task}: {len(self.memory.kept[task]):,} of {counted(size, 'sample')} kept to constrain gradients")
 
 
 def active_parameters(sequence, parameters, tasks):
@@ -75,9 +75,9 @@ def active_parameters(sequence, parameters, tasks):
     """
     from versatile.lifelong import routing
 
-    owners = routing.owners(sequence.model, sequence.data)
-    resting = {id(p) for task, own in owners.items() if task not in tasks for p in own}
-    return [p for p in parameters if id(p) not in resting]
+    own_parameters = routing.parameters_of_tasks(sequence.model, sequence.data)
+    untrained = {id(p) for task, own in own_parameters.items() if task not in tasks for p in own}
+    return [p for p in parameters if id(p) not in untrained]
 
 
 class GradientProjection(Callback):

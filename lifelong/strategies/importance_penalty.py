@@ -34,9 +34,9 @@ class ImportancePenalty(Strategy):
 
     def after_task(self, task, batches):
         """Add the task's importance ω to the earlier tasks', and set p* to the current parameters."""
-        from versatile.lifelong.batches import BackOff
+        from versatile.lifelong.batches import HalvingOnOutOfMemory
         from versatile.lifelong.importance import task_batches
-        from versatile.training.experiment import say
+        from versatile.training.experiment import print_once
         from versatile.utils.progress import Progress
 
         rank, world = self.sequence.rank, self.sequence.world
@@ -48,7 +48,7 @@ class ImportancePenalty(Strategy):
                 batch_list = count_batches(task_batches(self.name, answers, rank, world), done)
                 self.importance.finish_task(batch_list, len(answers), self.sequence.dtype)
 
-        BackOff(batches().cap, "samples per importance batch", say=say).run(accumulate)
+        HalvingOnOutOfMemory(batches().cap, "samples per importance batch", print_line=print_once).run(accumulate)
 
     def state_dict(self):
         """ω and p*."""

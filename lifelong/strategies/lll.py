@@ -45,13 +45,14 @@ class GenerativeReplay(Strategy):
         if not seen:
             return []
         from versatile.lifelong.replay import quotas
-        from versatile.training.experiment import say
+        from versatile.training.experiment import print_once
 
         size, percentage = self.sequence.sizes[new[0]], self.settings.gen_lm_sample_percentage
         counts, rows = quotas(size, percentage, seen), []
         if not any(counts.values()):
-            say(f"warning: nothing is replayed: {percentage:g} of {counted(size, 'sample')} is less than one for each "
-                f"of {len(seen)} earlier tasks; raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
+            print_once(f"warning: nothing is replayed: {percentage:g} of {counted(size, 'sample')} is less than one "
+                       f"for each of {len(seen)} earlier tasks; raise --gen_lm_sample_percentage",
+                       flush=True)  # fmt: skip
             return rows
         for position, task in enumerate(seen):
             if self.settings.real_sample:
@@ -62,21 +63,21 @@ class GenerativeReplay(Strategy):
 
     def draw_real(self, task, count, number):
         """Rows of some of a task's real samples."""
-        from versatile.lifelong.memory import draw
-        from versatile.training.experiment import say
+        from versatile.lifelong.memory import draw_indices
+        from versatile.training.experiment import print_once
 
         size = self.sequence.sizes[task]
-        indices = draw(size, min(count, size), self.settings.seed, number)
+        indices = draw_indices(size, min(count, size), self.settings.seed, number)
         rows = self.sequence.encode(task, indices, True)
-        say(f"{task}: {counted(len(rows), 'real sample')} replayed")
+        print_once(f"{task}: {counted(len(rows), 'real sample')} replayed")
         return rows
 
     def draw_generated(self, task, count, number, position, new):
         """Rows of a task's generated samples; they are written into the new task's directory."""
         import ignite.distributed as idist
         from versatile.lifelong.answers import ids_before_gen
-        from versatile.lifelong.batches import BackOff
-        from versatile.training.experiment import say
+        from versatile.lifelong.batches import HalvingOnOutOfMemory
+        from versatile.training.experiment import print_once
 
         path = self.sequence.stage_folder(new) / f"generated_{task}.jsonl"
         sampling = self.sampling()
@@ -88,28 +89,31 @@ class GenerativeReplay(Strategy):
         self.sequence.model.to(idist.device()).eval()
         # The first process generates, the others read.
         with idist.one_rank_first():
-            rows, report = BackOff(sampling.batch_size, "samples generated at once", say=say).run(generate)
+            halving = HalvingOnOutOfMemory(sampling.batch_size, "samples generated at once", print_line=print_once)
+            rows, report = halving.run(generate)
         reasons = "".join(f", {n:,} rejected ({why})" for why, n in report["rejected"].items())
-        say(f"{task}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
-            f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
+        print_once(f"{task}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
+                   f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
         if not rows:
             could_lead = ids_before_gen(self.sequence.model, self.sequence.tokenizer, lead_bos=True)
             lead = ", add --lead_bos" if could_lead and not self.sequence.encoder.before_gen else ""
-            say(f"warning: nothing of {task} is replayed: no generated sample can be used; train for longer{lead}, or "
-                "raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
+            print_once(f"warning: nothing of {task} is replayed: no generated sample can be used; train for longer"
+                       f"{lead}, or raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
         return rows
 
     def generate(self, path, task, count, number, sampling):
-        """(rows, report) of `replay`, with a progress bar."""
+        """(rows, report) of `load_or_generate`, with a progress bar."""
         from versatile.data.encoders.question_answer import gen_token
         from versatile.lifelong import replay, routing
         from versatile.utils.progress import Progress
 
         sequence, gen = self.sequence, gen_token(task, self.settings.add_task_tokens)
         with Progress(count, f"generating {task}") as done:
-            return replay.replay(path, task, gen, count, sequence.model, sequence.tokenizer, sequence.encoder, sampling,
-                                 number=number, dtype=sequence.dtype, task_id=routing.task_id(sequence.model, task),
-                                 progress=done if sequence.rank == 0 else None)  # fmt: skip
+            return replay.load_or_generate(
+                path, task, gen, count, sequence.model, sequence.tokenizer, sequence.encoder, sampling, number=number,
+                dtype=sequence.dtype, task_id=routing.task_id(sequence.model, task),
+                progress=done if sequence.rank == 0 else None,
+            )  # fmt: skip
 
     def sampling(self):
         """`Sampling` as the flags set it."""

@@ -51,10 +51,10 @@ class OrthogonalLoRA(Strategy):
 
     def callbacks(self):
         """The callback that freezes the other tasks' subspaces."""
-        return [HeldSubspaces(self.subspaces)]
+        return [FreezeOtherSubspaces(self.subspaces)]
 
 
-class HeldSubspaces(Callback):
+class FreezeOtherSubspaces(Callback):
     """Freezes the other tasks' subspaces during a stage."""
 
     def __init__(self, subspaces):
@@ -62,7 +62,7 @@ class HeldSubspaces(Callback):
 
     def before_training(self, trainer):
         """See `Callback`."""
-        self.subspaces.hold_others(trainer.optimizer)
+        self.subspaces.freeze_other_subspaces(trainer.optimizer)
 
     def after_training(self, trainer):
         """See `Callback`."""

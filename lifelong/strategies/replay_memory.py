@@ -83,12 +83,12 @@ class ReplayMemory(KeptSamples):
 
     def after_task(self, task, batches):
         """Choose the samples to keep of the task and of earlier ones."""
-        from versatile.training.experiment import say
+        from versatile.training.experiment import print_once
 
         size = self.sequence.sizes[task]
         self.memory.add(task, size)
         kept = ", ".join(f"{len(indices):,} of {name}" for name, indices in self.memory.kept.items())
-        say(f"{task}: {counted(len(self.memory), 'sample')} kept: {kept}")
+        print_once(f"{task}: {counted(len(self.memory), 'sample')} kept: {kept}")
 
     def metrics(self):
         """How many samples of each earlier task were in the stage's memory."""

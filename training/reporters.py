@@ -30,7 +30,7 @@ def check_reporters(names):
                             remedy=f"pip install {name}, or choose tensorboard or none")  # fmt: skip
 
 
-class Board:
+class Reporters:
     """All reporters of a run.
 
     Args:
@@ -64,7 +64,8 @@ class EventFile:
 
     Args:
         folder: where it goes.
-        first: see `Board`. What a killed run logged after this step is logged again; TensorBoard drops the first copy.
+        first: see `Reporters`. What a killed run logged after this step is logged again; TensorBoard drops the first
+            copy.
     """
 
     def __init__(self, folder, first=0):
@@ -77,7 +78,7 @@ class EventFile:
             self.events.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def add(self, step, group, scalars):
-        """As `Board.add`."""
+        """As `Reporters.add`."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.summary import scalar
 
@@ -116,7 +117,7 @@ class Tracker:
                             remedy="set the library up first, or choose tensorboard or none") from error  # fmt: skip
 
     def add(self, step, group, scalars):
-        """As `Board.add`."""
+        """As `Reporters.add`."""
         self.library.log({f"{group}/{name}": value for name, value in scalars.items()}, step=step)
 
     def close(self):

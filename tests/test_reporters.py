@@ -1,6 +1,6 @@
 """--report_to and --lr_scheduler_type in every training script.
 
-    python -m pytest tests/test_board.py
+    python -m pytest tests/test_reporters.py
 """
 
 import importlib
@@ -13,7 +13,7 @@ import types
 import pytest
 from lifelong_data import command, write
 from scripts import SAMPLES
-from versatile.training.board import Board, check_reporters
+from versatile.training.reporters import Reporters, check_reporters
 from versatile.utils.errors import UserError
 
 GLUE = SAMPLES / "glue"
@@ -56,9 +56,9 @@ def test_each_reporter_gets_every_scalar_through_its_own_library(trackers, tmp_p
     (tmp_path / "run.json").write_text(json.dumps({"command": "train.py", "flags": {"lr": 0.1}}))
     for _ in range(2):
         # A resumed run is found again.
-        board = Board(tmp_path, 3, ["tensorboard", "wandb", "trackio"])
-        board.add(4, "train", {"loss": 2.0, "lr": 0.1})
-        board.close()
+        reporters = Reporters(tmp_path, 3, ["tensorboard", "wandb", "trackio"])
+        reporters.add(4, "train", {"loss": 2.0, "lr": 0.1})
+        reporters.close()
     for name, project in (("wandb", "versatile"), ("trackio", "mine")):
         first, logged, last, *again = trackers[name].calls
         assert first[1]["project"] == project and first[1]["name"] == tmp_path.name and first[1]["resume"] == "allow"
@@ -70,16 +70,16 @@ def test_each_reporter_gets_every_scalar_through_its_own_library(trackers, tmp_p
 
 
 def test_none_writes_nothing(tmp_path):
-    board = Board(tmp_path, 0, ["none"])
-    board.add(1, "train", {"loss": 1.0})
-    board.close()
+    reporters = Reporters(tmp_path, 0, ["none"])
+    reporters.add(1, "train", {"loss": 1.0})
+    reporters.close()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_library_that_cannot_be_started_is_one_message(trackers, tmp_path, monkeypatch):
     monkeypatch.setattr(trackers["wandb"], "init", lambda **options: (_ for _ in ()).throw(OSError("no api key")))
     with pytest.raises(UserError, match="--report_to wandb: it could not be started: no api key"):
-        Board(tmp_path, 0, ["wandb"])
+        Reporters(tmp_path, 0, ["wandb"])
 
 
 def test_none_beside_another_is_refused():
