@@ -139,8 +139,8 @@ def _check_header(task, header, location, split):
     wanted = [*task.columns] if split == "test" else [*task.columns, task.label_column]
     missing = [name for name in wanted if name not in header]
     if missing:
-        found = f"the header has no {', '.join(map(repr, missing))}; it is {', '.join(header)[:200]!r}"
-        raise UserError(found, location=location, expected=f"a header with {', '.join(wanted)}, separated by tabs",
+        problem = f"the header has no {', '.join(map(repr, missing))}; it is {', '.join(header)[:200]!r}"
+        raise UserError(problem, location=location, expected=f"a header with {', '.join(wanted)}, separated by tabs",
                         remedy=f"check that this is GLUE's own {task.folder} file; {_DOWNLOAD}")  # fmt: skip
     twice = [name for name in wanted if header.count(name) > 1]
     if twice:

@@ -125,8 +125,8 @@ class Corrupted(torch.utils.data.Dataset):
         self.density, self.mean_span, self.seed = density, mean_span, seed
         spans = counts(rows.shape[1], density, mean_span)[1]
         if spans > len(sentinels):
-            found = f"{spans} spans a sequence for {len(sentinels)} sentinels"
-            raise UserError(found, location="--mean_noise_span_length", remedy="longer spans, or shorter sequences")
+            problem = f"{spans} spans a sequence for {len(sentinels)} sentinels"
+            raise UserError(problem, location="--mean_noise_span_length", remedy="longer spans, or shorter sequences")
 
     def __len__(self):
         return len(self.rows)
@@ -155,8 +155,8 @@ class EpochBatches:
     def __init__(self, size, batch_size, seed=42, replicas=1):
         self.size, self.batch_size, self.seed, self.replicas = size, batch_size, seed, replicas
         if not len(self):
-            found = f"{size} sequences make less than one batch of {batch_size} for each of {replicas} processes"
-            raise UserError(found, remedy="make the batches smaller, or give more text")
+            problem = f"{size} sequences make less than one batch of {batch_size} for each of {replicas} processes"
+            raise UserError(problem, remedy="make the batches smaller, or give more text")
 
     def __len__(self):
         return self.size // (self.batch_size * self.replicas)

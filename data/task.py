@@ -284,12 +284,12 @@ def add_task(task):
     if task.name in _TASKS:
         here, there = type(task).__module__, type(_TASKS[task.name]).__module__
         raise ValueError(f"duplicate task {task.name!r}: in both {there} and {here}")
-    taken = {m: t.name for t in _TASKS.values() for m in t.markers}
-    clash = {m: taken[m] for m in task.markers if m in taken}
+    owners = {m: t.name for t in _TASKS.values() for m in t.markers}
+    clash = {m: owners[m] for m in task.markers if m in owners}
     if clash:
         raise ValueError(f"task {task.name!r}: markers already used by another task: {clash}")
-    taken = {name: other.name for other in _TASKS.values() for name in other.names()}
-    if clash := {name: taken[name] for name in task.names() if name in taken}:
+    owners = {name: other.name for other in _TASKS.values() for name in other.names()}
+    if clash := {name: owners[name] for name in task.names() if name in owners}:
         raise ValueError(f"task {task.name!r}: names already used by another task: {clash}")
     if task.markers and (task.bos not in task.markers or task.eos not in task.markers):
         raise ValueError(f"task {task.name!r}: bos and eos must be among its markers")

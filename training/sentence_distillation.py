@@ -220,8 +220,8 @@ class PartialOutputs:
     def _compare(self, other):
         names = [n for n in {**self.identity, **other} if self.identity.get(n) != other.get(n)]
         if names:
-            found = ", ".join(f"{n} was {other.get(n)!r}, now it is {self.identity.get(n)!r}" for n in names)
-            raise UserError(f"was begun with other settings: {found}", location=self.path,
+            differences = ", ".join(f"{n} was {other.get(n)!r}, now it is {self.identity.get(n)!r}" for n in names)
+            raise UserError(f"was begun with other settings: {differences}", location=self.path,
                             expected="the same command, which continues where it was",
                             remedy="begin anew, without what is in this file: --restart")  # fmt: skip
 

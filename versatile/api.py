@@ -136,8 +136,8 @@ def evaluate(flags, script="evaluate"):
 
 def _version(path):
     """What changes when a file is written anew."""
-    found = path.stat()
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def run_script(name, flags):

@@ -175,8 +175,8 @@ def need_config(path, location, script, expected):
             remedy=f"resume it: {_script_of(path) or script} {shell_words('--resume', path)}"
                    + (f"; or take its last checkpoint, {saved[-1]}" if saved else ""),
         )  # fmt: skip
-    found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
-    raise UserError(f"the directory has no config.json (it holds: {found})", location=location, expected=expected)
+    contents = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
+    raise UserError(f"the directory has no config.json (it holds: {contents})", location=location, expected=expected)
 
 
 def locate(name, file):
@@ -196,8 +196,8 @@ def locate(name, file):
     path, location = Path(name), f"{file}: base_model_name_or_path {name}"
     _check_name(name, location)
     if path.is_absolute() and not path.exists():
-        beside = (folder / path.name for folder in list(file.absolute().parents)[:3])
-        moved = next((folder for folder in beside if (folder / "config.json").is_file()), None)
+        neighbours = (folder / path.name for folder in list(file.absolute().parents)[:3])
+        moved = next((folder for folder in neighbours if (folder / "config.json").is_file()), None)
         if moved is None:
             raise UserError(
                 "no such directory: the backbone that the adapters were trained on has moved",

@@ -229,9 +229,9 @@ def _verify_equal(model, tokenizer, again, words, location, length=32):
     generator = torch.Generator().manual_seed(0)
     for task in [-1, *range(len(model.info.tasks))]:
         ids, types = torch.randint(len(tokenizer), (2, 1, length), generator=generator)
-        given = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([task]))
+        inputs = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([task]))
         with torch.no_grad():
-            if not torch.equal(model(**given).logits, again(**given).logits):
+            if not torch.equal(model(**inputs).logits, again(**inputs).logits):
                 raise UserError("the written directory gives other logits", location=location, expected="the source's")
 
 

@@ -140,13 +140,13 @@ def held_out_sizes(args, given, suffix=""):
 def find_file(folders, name, *others):
     """The file called `name` or `name`.gz in one of the folders, or else one of the `others`."""
     for folder in folders:
-        for candidate in (each + packed for each in (name, *others) for packed in ("", ".gz")):
+        for candidate in (stem + packed for stem in (name, *others) for packed in ("", ".gz")):
             if os.path.isfile(os.path.join(folder, candidate)):
                 return os.path.join(folder, candidate)
-    there = []
+    entries = []
     with contextlib.suppress(OSError, ValueError):
-        there = sorted(os.listdir(folders[0]))
-    shown = ", ".join(there[:30]) + (", …" if len(there) > 30 else "")
+        entries = sorted(os.listdir(folders[0]))
+    shown = ", ".join(entries[:30]) + (", …" if len(entries) > 30 else "")
     raise UserError(
         f"no {name} or {name}.gz; it holds: {shown or 'nothing'}",
         location=f"--folder {folders[0]}",
@@ -273,16 +273,16 @@ def tallied(splits, report, fact, number):
 def usable(text, what, location):
     """`text`, stripped; raises `UserError` if it is not a string, is blank, contains a null byte or is not UTF-8."""
     if not isinstance(text, str):
-        found = f"is {brief(text)}"
+        problem = f"is {brief(text)}"
     elif "\0" in text:
-        found = "holds a null byte"
+        problem = "holds a null byte"
     elif text != text.encode("utf-8", "replace").decode("utf-8"):
-        found = "is not UTF-8 text"
+        problem = "is not UTF-8 text"
     elif not text.strip():
-        found = "is blank"
+        problem = "is blank"
     else:
         return text.strip()
-    raise UserError(f"{what} {found}", location=location, expected="a text that is not blank", remedy="correct it")
+    raise UserError(f"{what} {problem}", location=location, expected="a text that is not blank", remedy="correct it")
 
 
 def json_records(path, key, expected):

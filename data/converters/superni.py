@@ -41,8 +41,8 @@ def superni_instances(path):
 
 def _definition(path):
     """A task's definition; files have it as a text or as a list of one text."""
-    found = top_level_value(path, "Definition")
-    return usable(found[0] if isinstance(found, list) and found else found, "'Definition'", path)
+    definition = top_level_value(path, "Definition")
+    return usable(definition[0] if isinstance(definition, list) and definition else definition, "'Definition'", path)
 
 
 def _instance(definition, record, location):
