@@ -125,7 +125,7 @@ class Importance:
 
     def attach(self, optimizer):
         """Apply the penalty after every step that an optimizer actually takes; returns a handle with `remove()`."""
-        return optimizer.register_step_post_hook(lambda taken, args, kwargs: self.penalize(taken))
+        return optimizer.register_step_post_hook(lambda stepped, args, kwargs: self.penalize(stepped))
 
     def state_dict(self):
         """The state for a checkpoint."""

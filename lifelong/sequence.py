@@ -251,8 +251,8 @@ class StageRun(Run):
             sys.stdout.flush()
         if within or not self.keep_epochs:
             return super().save_checkpoint(step, state, save_model)
-        with atomic_directory(self.epoch(number)) as beside:
-            save_model(beside)
+        with atomic_directory(self.epoch(number)) as temporary:
+            save_model(temporary)
         super().save_checkpoint(step, state, lambda folder: _link(self.epoch(number), folder))
 
     def finish(self, save_model):

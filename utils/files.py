@@ -136,7 +136,7 @@ def atomic_directory(path, replace=True):
 
 
 def move_into_place(temporary, path, replace=True):
-    """Rename the file or directory `beside` to `path`, once it is on disk with the modes given by the umask.
+    """Rename the file or directory `temporary` to `path`, once it is on disk with the modes given by the umask.
 
     An existing directory at `path` is never lost before the new one has its name: the two exchange names in one step
     (Linux's RENAME_EXCHANGE), or, where the file system cannot, the old one is renamed aside, the new one renamed in,
@@ -144,7 +144,7 @@ def move_into_place(temporary, path, replace=True):
     directory left aside by a process that was killed between the two renames.
 
     Args:
-        replace: if False, an existing directory at `path` stays and `beside` is deleted.
+        replace: if False, an existing directory at `path` stays and `temporary` is deleted.
     """
     temporary, path = Path(temporary), Path(path)
     _apply_modes_and_sync(temporary)

@@ -103,9 +103,9 @@ def _save(model, tokenizer, target):
     A directory without config.json, left by such a partial save, is replaced.
     """
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
-    with atomic_directory(target, replace=not _is_made(target)) as beside:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    with atomic_directory(target, replace=not _is_made(target)) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def _make_smollm2(target):

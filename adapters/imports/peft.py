@@ -102,9 +102,9 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
         model.info.definitions[task] = definition
     if history is not None:
         model.info.histories[task] = history
-    with atomic_directory(output) as beside:
-        checkpoint.save_checkpoint(model, tokenizer, beside)
-        checkpoint.load_checkpoint(beside)
+    with atomic_directory(output) as temporary:
+        checkpoint.save_checkpoint(model, tokenizer, temporary)
+        checkpoint.load_checkpoint(temporary)
         if importlib.util.find_spec("peft") and not (rows.keys() - set(markers)):
             _verify_import(model.eval(), tokenizer, task, path, [m for m in markers if m in rows])
     return model

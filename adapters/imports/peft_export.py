@@ -62,9 +62,9 @@ def export_task(run, output, task=None):
     _need_peft()
     refuse_taken(output)
     adapter = read_task(run, task)
-    with atomic_directory(output) as beside:
-        _write(adapter, beside)
-        share = largest_difference(adapter, beside)
+    with atomic_directory(output) as temporary:
+        _write(adapter, temporary)
+        share = largest_difference(adapter, temporary)
         check_logits_match(share, run)
     return adapter, share
 

@@ -84,5 +84,6 @@ def superni(args, report):
     def read(path):
         return parsed(superni_instances(path), parse, args.skip_bad)
 
-    given = given_splits(args)
-    return split_records(given, held_out_sizes(args, given), read, report, key=lambda record: record["src"])
+    split_sources = given_splits(args)
+    sizes = held_out_sizes(args, split_sources)
+    return split_records(split_sources, sizes, read, report, key=lambda record: record["src"])
