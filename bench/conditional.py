@@ -245,7 +245,7 @@ class Workload:
         entropies = [uncertainty.candidate_entropies(self.model, tensors(self.batches.inputs(rows)), self.dtype)
                      for rows in (self.candidates[owners == task] for task in range(len(TASKS)))]  # fmt: skip
         lenders = self.batches.select.regression
-        uncertainty.choose(torch.cat(entropies), torch.from_numpy(owners), self.args.train_batch_size, lenders)
+        uncertainty.choose_rows(torch.cat(entropies), torch.from_numpy(owners), self.args.train_batch_size, lenders)
 
 
 class MadeUpPairs:

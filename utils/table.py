@@ -98,7 +98,7 @@ def collect(locations):
     paths = find(locations)
     for path in paths:
         try:
-            results += read(path)
+            results += read_metrics(path)
         except UserError as error:
             notes.append(f"left out {path}: {error.found}")
     if not results:
@@ -110,7 +110,7 @@ def collect(locations):
     return results, notes
 
 
-def read(path):
+def read_metrics(path):
     """The results in one metrics file, one per task.
 
     Raises:

@@ -50,12 +50,12 @@ def load_released(path, task=None, pointer=False):
     """
     state = _read_weights(Path(path) / "pytorch_model.bin")
     tokenizer = _tokenizer(path, state["transformer.wte.weight"].shape[0])
-    model, tokenizer = build(state, tokenizer, _config(path, state), task, pointer, location=path)
+    model, tokenizer = build_released(state, tokenizer, _config(path, state), task, pointer, location=path)
     model.config._name_or_path = str(Path(path).resolve())
     return model, tokenizer
 
 
-def build(state, tokenizer, config, task=None, pointer=False, location="released checkpoint"):
+def build_released(state, tokenizer, config, task=None, pointer=False, location="released checkpoint"):
     """A model from the original code's state dict.
 
     Args:
