@@ -117,12 +117,12 @@ def main(argv=None):
 def refuse_without_effect(p, args):
     """Exit with an error for a flag that scoring a file alone does not use."""
     used = {"task", "dataset_path", "score_only", "references", "output_dir", "config"}
-    beside = "--score_only with --references" if args.references else "--score_only"
+    mode = "--score_only with --references" if args.references else "--score_only"
     if not args.references:
         used |= {"data", "split", "limit", "max_history"}
     for setting, location in p.locations.items():
         if setting not in used:
-            p.error(f"{location}: has no effect with {beside}: leave it out")
+            p.error(f"{location}: has no effect with {mode}: leave it out")
 
 
 def not_trained(args, manifest):

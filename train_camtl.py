@@ -204,7 +204,7 @@ def load_splits(args, tokenizer):
 
     wanted = dict(train=args.do_train, dev=is_evaluated(args), test=args.do_predict)
     splits = {}
-    for split in [split for split, asked in wanted.items() if asked]:
+    for split in [split for split, is_wanted in wanted.items() if is_wanted]:
         names = list(args.tasks)
         if split != "train":
             names += glue_files.head_sharing_tasks_with_files(args.tasks, args.data_dir, split)

@@ -84,8 +84,8 @@ def t5_settings(arguments):
         values["freeze_model"] = True
     if values["task_embedding_dim"] is None:
         names = arguments.task_embeddings or arguments.tasks
-        given = embedding_size(arguments.task_embedding_dir, names)
-        values["task_embedding_dim"] = given or t5.T5Settings.task_embedding_dim
+        stored_size = embedding_size(arguments.task_embedding_dir, names)
+        values["task_embedding_dim"] = stored_size or t5.T5Settings.task_embedding_dim
     return t5.T5Settings(**values)
 
 

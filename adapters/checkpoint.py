@@ -354,8 +354,8 @@ def _check_joins(model, tokenizer, config, location):
         if task["name"] in info.markers:
             raise UserError(f"the model already holds a task {task['name']!r}", location=location,
                             expected="tasks new to the model, which has " + ", ".join(info.tasks))  # fmt: skip
-        if taken := [m for m in task["markers"] if m in vocabulary]:
-            raise UserError(f"the marker {taken[0]!r} of {task['name']!r} is already a token", location=location,
+        if clashing := [m for m in task["markers"] if m in vocabulary]:
+            raise UserError(f"the marker {clashing[0]!r} of {task['name']!r} is already a token", location=location,
                             expected="markers of the task's own")  # fmt: skip
 
 
@@ -383,8 +383,8 @@ def _load_adapter(manifest, directory, allow_idle):
     schemas.check_sizes({task: methods[task] for task in manifest.tasks}, state, path / CONFIG)
     model, tokenizer = _backbone_of(path, config)
     vocabulary = tokenizer.get_vocab()
-    if taken := [m for task in order for m in task["markers"] if m in vocabulary]:
-        raise UserError(f"the marker {taken[0]!r} is already a token of the backbone", location=path / CONFIG,
+    if clashing := [m for task in order for m in task["markers"] if m in vocabulary]:
+        raise UserError(f"the marker {clashing[0]!r} is already a token of the backbone", location=path / CONFIG,
                         expected="markers of the tasks' own")  # fmt: skip
     attach(model, tokenizer, _markers(order), methods, config.get("mask_other_tasks", True),
            freeze=config.get("freeze", True), save_backbone=manifest.backbone == BACKBONE)  # fmt: skip

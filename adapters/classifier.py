@@ -96,11 +96,11 @@ class TaskOutput:
         return torch.tensor(self.labels, device=self.scores.device)
 
 
-def in_order(found, parts):
+def in_order(results, parts):
     """Concatenate the parts of a batch, each [its rows, ...], with rows in the batch's order."""
-    if len(found) == 1:
-        return found[0]
-    return torch.cat(found)[torch.cat([rows for rows, _ in parts]).argsort()]
+    if len(results) == 1:
+        return results[0]
+    return torch.cat(results)[torch.cat([rows for rows, _ in parts]).argsort()]
 
 
 def check_shape(config, form, max_seq_length, location):

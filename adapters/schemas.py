@@ -221,10 +221,10 @@ def check_sizes(methods, state, location):
         held = [(key, t) for key, t in state.items() if not key.startswith("blocks.") or key.split(".")[2] == task]
         for name, sizes in known.items():
             for setting, (ending, axis) in sizes.items():
-                found = {tensor.shape[axis] for key, tensor in held if key.endswith(ending) and tensor.dim() > axis}
-                said = {method[setting]} if name == method["method"] else set()
-                if said != found and (said or method["method"] == BARE):
-                    sizes = [min(size, default=0) for size in (said, found)]
+                stored_sizes = {t.shape[axis] for key, t in held if key.endswith(ending) and t.dim() > axis}
+                config_sizes = {method[setting]} if name == method["method"] else set()
+                if config_sizes != stored_sizes and (config_sizes or method["method"] == BARE):
+                    sizes = [min(size, default=0) for size in (config_sizes, stored_sizes)]
                     what = setting.removeprefix("adapter_")
                     raise UserError(f"the {what} of {task!r} is {sizes[0]}, that of its tensors {sizes[1]}",
                                     location=location, expected="a config and weights saved together",

@@ -37,7 +37,7 @@ from versatile.adapters.t5_model import (  # noqa: F401
     T5Settings,
     TaskT5,
     attach,
-    check,
+    check_settings,
     count_parameters,
     parameter_summary,
     read_task_embeddings,

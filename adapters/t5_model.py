@@ -206,7 +206,7 @@ def attach(model, tasks, settings, embeddings=None, methods=None):
         UserError: a model of another kind, or settings that do not fit the model or the tasks.
     """
     tasks = list(tasks)
-    check(model.config, tasks, settings)
+    check_settings(model.config, tasks, settings)
     base = type(model)
     model.__class__ = type(base.__name__, (TaskT5, base), {"__module__": base.__module__})
     model.tasks, model.settings = tasks, dataclasses.replace(settings)
@@ -260,7 +260,7 @@ def check_kind(config, location):
                         expected="one of " + ", ".join(MODEL_TYPES), remedy="choose a T5")  # fmt: skip
 
 
-def check(config, tasks, settings):
+def check_settings(config, tasks, settings):
     """Raise a `UserError` if settings do not fit a T5's config or the tasks."""
     check_kind(config, "the backbone")
     if not tasks or len(set(tasks)) < len(tasks):

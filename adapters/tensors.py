@@ -55,9 +55,9 @@ def check_checksum(path, expected):
     if expected is None:
         return
     with open(path, "rb") as file:
-        found = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
-    if found != expected:
-        raise UserError(f"its checksum is {found[:23]}…", location=path,
+        checksum = "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+    if checksum != expected:
+        raise UserError(f"its checksum is {checksum[:23]}…", location=path,
                         expected=f"{expected[:23]}…, as the manifest next to it says",
                         remedy="the files were saved at different times: copy the directory again, or use an older "
                                "checkpoint of the run")  # fmt: skip

@@ -31,29 +31,29 @@ def warm_start(model, tokenizer, directory, flag):
     """
     path = Path(directory)
     backbones.need_directory(path, flag, "a trained model")
-    found = manifest.need_language_model(path, flag)
-    if found and isinstance(found.format, str):
-        maker, command = "the original code", f"adapters.imports.{found.format}"
-        if found.format == "peft":
+    source = manifest.need_language_model(path, flag)
+    if source and isinstance(source.format, str):
+        maker, command = "the original code", f"adapters.imports.{source.format}"
+        if source.format == "peft":
             maker, command = "peft", "versatile.peft import"
         raise UserError(f"this is a directory of {maker}", location=flag, expected="a model of this toolkit",
                         remedy=f"convert it: python -m {command} {path} OUTPUT …")  # fmt: skip
-    if found is None:
+    if source is None:
         backbones.read_config(path, flag)
         raise UserError("this is a bare backbone: nothing was trained for a task", location=flag,
                         expected="a trained model", remedy="name it with --model_checkpoint instead")  # fmt: skip
-    whole = found.mode == "full"
+    whole = source.mode == "full"
     if whole != (model.info.mode == "full"):
         kinds = {True: "a whole model", False: "adapters on a frozen backbone"}
         raise UserError(f"it holds {kinds[whole]}", location=flag, expected=f"{kinds[not whole]}, as this run trains",
                         remedy="choose the method it was trained with")  # fmt: skip
-    return _start_whole(model, tokenizer, found, path, flag) if whole else _start_adapters(model, path, flag)
+    return _start_whole(model, tokenizer, source, path, flag) if whole else _start_adapters(model, path, flag)
 
 
-def _start_whole(model, tokenizer, found, path, flag):
+def _start_whole(model, tokenizer, source, path, flag):
     """Copy all weights of a fully fine-tuned model; rows of added tokens are matched by token."""
-    _same("self-copy", bool(found.config.get("self_copy")), model.info.self_copy, flag)
-    _same("the size of the backbone's vocabulary", found.config["first"], model.info.first, flag)
+    _same("self-copy", bool(source.config.get("self_copy")), model.info.self_copy, flag)
+    _same("the size of the backbone's vocabulary", source.config["first"], model.info.first, flag)
     state, wanted = read_safetensors(path / manifest.MODEL_WEIGHTS), checkpoint.full_state(model)
     weights = table_weights(model)
     tables = {name for name, tensor in wanted.items() if any(tensor.data_ptr() == t.data_ptr() for t in weights)}
@@ -121,14 +121,14 @@ def _match_tasks(model, methods, flag):
     for task, origin in origins.items():
         if origin is None:
             continue
-        found, expected = methods[origin], info.methods[task]
-        if found != expected:
-            raise UserError(f"{origin!r} was trained with {_words(found)}", location=flag,
+        trained_with, expected = methods[origin], info.methods[task]
+        if trained_with != expected:
+            raise UserError(f"{origin!r} was trained with {_words(trained_with)}", location=flag,
                             expected=f"{_words(expected)}, as this run trains {task!r}",
                             remedy="start this run with the same method and settings")  # fmt: skip
-        shared = found["method"] != BARE and get_method(found["method"]).load_class().shared
+        shared = trained_with["method"] != BARE and get_method(trained_with["method"]).load_class().shared
         if shared and list(methods) != info.tasks:
-            raise UserError(f"{origin!r} was trained with {found['method']}: {shared}", location=flag,
+            raise UserError(f"{origin!r} was trained with {trained_with['method']}: {shared}", location=flag,
                             expected=f"the same tasks in the same order: {', '.join(methods)}")  # fmt: skip
     return origins
 
@@ -174,7 +174,7 @@ def _same(what, found, expected, flag):
         raise UserError(f"{what} is {found} in that model", location=flag, expected=f"{expected}, as in this run")
 
 
-def _other_shape(name, found, wanted, flag):
-    found = "is missing" if found is None else f"has the shape {list(found.shape)}"
-    return UserError(f"{name} {found}", location=flag, expected=f"the shape {list(wanted.shape)}",
+def _other_shape(name, tensor, wanted, flag):
+    problem = "is missing" if tensor is None else f"has the shape {list(tensor.shape)}"
+    return UserError(f"{name} {problem}", location=flag, expected=f"the shape {list(wanted.shape)}",
                      remedy="start from a run of the same backbone and method")  # fmt: skip

@@ -62,7 +62,7 @@ def main(argv=None):
     from versatile.utils import devices
 
     dtype = devices.precision(args, device)
-    work = Work(args, device, dtype)
+    work = Workload(args, device, dtype)
     print(f"BERT {args.width} wide, {args.layers} layers, {args.form} form; {str(dtype)[6:]}; {args.train_batch_size} "
           f"rows of {len(TASKS)} tasks, {args.mean_length} tokens on average, {work.longest} at most",
           flush=True)  # fmt: skip
@@ -70,7 +70,7 @@ def main(argv=None):
     for part in PARTS:
         sides = {MIXED: getattr(work, part), LOOP: getattr(work, f"{part}_by_task")}
         rates[part] = common.interleaved({n: work.turn(side) for n, side in sides.items()}, args.repeats, device)
-    ms = {part: {side: 1000 / statistics.median(found[side]) for side in found} for part, found in rates.items()}
+    ms = {part: {side: 1000 / statistics.median(times[side]) for side in times} for part, times in rates.items()}
     print(common.table(["ms", MIXED, LOOP], [[PARTS[part], *ms[part].values()] for part in PARTS]))
     for part in PARTS:
         print(common.verdict(f"{PARTS[part]}, a mixed batch in one pass against a loop:", rates[part], MIXED, LOOP, 1))
@@ -89,7 +89,7 @@ def main(argv=None):
     common.save(args, per_second=rates, choosing_share=shares)
 
 
-class Work:
+class Workload:
     """The model, its batches, and the work of every side."""
 
     def __init__(self, args, device, dtype):
@@ -128,8 +128,8 @@ class Work:
         owners = torch.arange(rows) % len(TASKS)
         counts = torch.tensor(list(TASKS.values()))[owners]
         labels = (torch.rand(rows, generator=generator) * counts).floor()
-        given = dict(input_ids=ids, attention_mask=mask.long(), task_ids=owners, labels=labels)
-        return {name: value.to(self.device) for name, value in given.items()}
+        inputs = dict(input_ids=ids, attention_mask=mask.long(), task_ids=owners, labels=labels)
+        return {name: value.to(self.device) for name, value in inputs.items()}
 
     def candidate_batches(self):
         """One batch of every task, from which `choosing` keeps the rows of a step, made as in train_camtl.py."""
@@ -245,7 +245,7 @@ class Work:
         entropies = [uncertainty.candidate_entropies(self.model, tensors(self.batches.inputs(rows)), self.dtype)
                      for rows in (self.candidates[owners == task] for task in range(len(TASKS)))]  # fmt: skip
         lenders = self.batches.select.regression
-        uncertainty.choose(torch.cat(entropies), torch.from_numpy(owners), self.args.train_batch_size, lenders)
+        uncertainty.choose_rows(torch.cat(entropies), torch.from_numpy(owners), self.args.train_batch_size, lenders)
 
 
 class MadeUpPairs:

@@ -129,7 +129,7 @@ def main(argv=None):
 
     models = {kind: prepared(args, device, getattr(torch, name)) for kind, name in PRECISIONS.items()}
     # Same weights; attention and matrices as `attach` leaves them.
-    untouched = lively(args)[0].to(device).eval()
+    untouched = random_adapters(args)[0].to(device).eval()
     EndAtLength(untouched)
     searches = make_searches(args)
     sides = {} if args.t5 else {ORIGINAL: partial(original, args, untouched, searches[0])}
@@ -160,7 +160,7 @@ def main(argv=None):
     return 0 if same else 1
 
 
-def lively(args):
+def random_adapters(args):
     """(model, tokenizer) of a random model that answers every prompt differently."""
     # With the families' own initialisation it repeats its last token: nothing would depend on the context.
     if not args.t5:
@@ -176,7 +176,7 @@ def prepared(args, device, dtype):
     """(model, tokenizer) prepared as in evaluate.py."""
     from versatile.adapters.inference import prepare_for_inference
 
-    model, tokenizer = lively(args)
+    model, tokenizer = random_adapters(args)
     prepare_for_inference(model, device, dtype)
     EndAtLength(model)
     return model, tokenizer
@@ -358,8 +358,8 @@ def scores(model, ids, types, new):
     import torch
 
     if model.config.is_encoder_decoder:
-        given = torch.tensor([[ids, types, [1] * len(ids)]], device=model.device).unbind(1)
-        inputs, before = model.decoding_inputs(dict(zip(("input_ids", "token_type_ids", "attention_mask"), given)))
+        tensors = torch.tensor([[ids, types, [1] * len(ids)]], device=model.device).unbind(1)
+        inputs, before = model.decoding_inputs(dict(zip(("input_ids", "token_type_ids", "attention_mask"), tensors)))
         tokens = torch.cat([inputs["decoder_input_ids"], torch.tensor([new], device=model.device).long()], dim=1)
         inputs |= dict(decoder_input_ids=tokens, decoder_attention_mask=torch.ones_like(tokens))
         with torch.no_grad():

@@ -52,7 +52,7 @@ def measure(args, device, search, kind):
 
     dtype = getattr(torch, decode.PRECISIONS[kind])
     model, tokenizer = decode.prepared(args, device, dtype)
-    untouched = decode.lively(args)[0].to(device).eval()
+    untouched = decode.random_adapters(args)[0].to(device).eval()
     decode.EndAtLength(untouched)
     turn = partial(decode.ours, (model, tokenizer), search, kind)
     products = Products(args, model, device, dtype)

@@ -58,7 +58,7 @@ def main(argv=None):
     print(f"T5 {args.width} wide, {args.layers} + {args.layers} layers; {len(TASKS)} tasks; {str(dtype)[6:]}; "
           f"{args.train_batch_size} rows of {args.source_length} tokens; {args.num_beams} beams of {args.max_length} "
           f"tokens", flush=True)  # fmt: skip
-    work = {side: Work(args, device, dtype, side) for side in METHODS}
+    work = {side: Workload(args, device, dtype, side) for side in METHODS}
     same_loss(work)
     work[MIXED] = work[OURS].mixing()
     steps = common.interleaved({side: w.training for side, w in work.items()}, args.repeats, device)
@@ -103,7 +103,7 @@ class EveryCall:
             return self.hypernet.at(self.method.embeddings(self.names), site // 2, block, self.dtype)
 
 
-class Work:
+class Workload:
     """One side's model and its batches."""
 
     def __init__(self, args, device, dtype, side):

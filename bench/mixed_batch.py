@@ -80,13 +80,14 @@ def main(argv=None):
     rows = [[task, *sizes[task].values(), statistics.median(seconds[task])] for task in TASKS]
     print(common.table(["", "directory, bytes", "trained tensors, bytes", "tokenizer, bytes", "s to load"], rows))
     results = dict(training=slowdown(steps), decoding=slowdown(outputs))
-    for what, each in results.items():
-        verdict(f"{what}, a mixed batch's time over a single task's:", statistics.median(each), each, SLOWER, "x")
-    each = [s["directory"] / s["trained"] for s in sizes.values()]
+    for what, slowdowns in results.items():
+        middle = statistics.median(slowdowns)
+        verdict(f"{what}, a mixed batch's time over a single task's:", middle, slowdowns, SLOWER, "x")
+    ratios = [s["directory"] / s["trained"] for s in sizes.values()]
     total = sum(s["directory"] for s in sizes.values()) / sum(s["trained"] for s in sizes.values())
-    verdict("bytes of the five directories over the trained tensors':", total, each, LARGER, "x", over="tasks")
-    each = [t for times in seconds.values() for t in times]
-    verdict("loading a task onto a backbone in memory:", statistics.median(each), each, SECONDS, " s", over="loads")
+    verdict("bytes of the five directories over the trained tensors':", total, ratios, LARGER, "x", over="tasks")
+    loads = [t for times in seconds.values() for t in times]
+    verdict("loading a task onto a backbone in memory:", statistics.median(loads), loads, SECONDS, " s", over="loads")
     common.save(args, steps_per_second=steps, tokens_per_second=outputs, bytes=sizes, load_seconds=seconds, **results)
 
 
@@ -96,10 +97,10 @@ def slowdown(rates):
     return [1 / mixed / statistics.mean(1 / single for single in singles) for mixed, *singles in turns]
 
 
-def verdict(what, middle, each, target, unit, over="turns"):
-    common.record(what, middle, min(each), max(each), lower=True)
+def verdict(what, middle, values, target, unit, over="turns"):
+    common.record(what, middle, min(values), max(values), lower=True)
     reached = "reached" if middle <= target else "NOT reached"
-    print(f"ratio: {what} {middle:.3f}{unit} ({min(each):.3f} to {max(each):.3f} over the {over}; "
+    print(f"ratio: {what} {middle:.3f}{unit} ({min(values):.3f} to {max(values):.3f} over the {over}; "
           f"target at most {target:g}{unit} {reached})")  # fmt: skip
 
 

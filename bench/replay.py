@@ -198,8 +198,8 @@ class Generation:
             samples.append(ids[0, 1:].tolist())
         return self.counted(samples, self.args.single_samples)
 
-    def counted(self, found, count):
-        assert len(found) == count and all(len(ids) == self.args.max_len for ids in found)
+    def counted(self, samples, count):
+        assert len(samples) == count and all(len(ids) == self.args.max_len for ids in samples)
         return count * self.args.max_len
 
 
@@ -323,7 +323,7 @@ def one(objective, part):
     @dataclass
     class Part(Objective):
         def sequences(self, row):
-            return [found for found in Objective.sequences(self, row) if found[0] == part]
+            return [part_ids for part_ids in Objective.sequences(self, row) if part_ids[0] == part]
 
     return Part(objective.lm_lambda, objective.token_weights)
 

@@ -69,8 +69,8 @@ def main(argv=None):
 
 def share(rates, name, flops_per_token, kind):
     """The share of the measured peak that the needed products reach: median over the turns."""
-    each = [r * flops_per_token / p for r, p in zip(rates[name], rates[f"products, {kind}"])]
-    return sorted(each)[len(each) // 2]
+    shares = [r * flops_per_token / p for r, p in zip(rates[name], rates[f"products, {kind}"])]
+    return sorted(shares)[len(shares) // 2]
 
 
 class Plain:

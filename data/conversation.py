@@ -32,15 +32,15 @@ class Conversation(Task):
                 "'utterances' is empty", location=location, expected="at least one, with history and candidates"
             )
         for number, utterance in enumerate(utterances):
-            here = f"{location}.utterances[{number}]"
-            history = texts_field(utterance, "history", here)
-            gold = last(utterance, "candidates", here)
-            target = last(utterance, "distillated_candidates", here) if options.distilled else gold
+            turn_location = f"{location}.utterances[{number}]"
+            history = texts_field(utterance, "history", turn_location)
+            gold = last(utterance, "candidates", turn_location)
+            target = last(utterance, "distillated_candidates", turn_location) if options.distilled else gold
             if not history:
-                raise UserError("'history' is empty", location=here, expected="the turns before the reply")
-            references, details = self.about(record, utterance, gold, here)
+                raise UserError("'history' is empty", location=turn_location, expected="the turns before the reply")
+            references, details = self.about(record, utterance, gold, turn_location)
             history = history[-(2 * options.max_history + 1) :]
-            yield self.assemble(texts, history, target, references, here, details)
+            yield self.assemble(texts, history, target, references, turn_location, details)
             if not options.decoding:
                 # In training the sentences rotate, as they did for the released checkpoints.
                 texts = texts[-1:] + texts[:-1]

@@ -140,9 +140,9 @@ def write_task_json(args, splits, report):
     output = args.output
     if not output.endswith(".json") or os.path.isdir(output):
         # This also prevents a mistyped flag from overwriting the data set itself.
-        found = "is a directory" if os.path.isdir(output) else "is not a .json name"
+        problem = "is a directory" if os.path.isdir(output) else "is not a .json name"
         raise UserError(
-            found,
+            problem,
             location=f"--output {output}",
             expected="the task json to write, e.g. data/NLG/data.json",
             remedy="name a .json file",

@@ -64,7 +64,7 @@ def path_of(data_dir, name, split):
     return next((path for path in paths if path.is_file()), paths[0])
 
 
-def read(data_dir, task_name, split, limit=None):
+def read_examples(data_dir, task_name, split, limit=None):
     """The examples of a split, in the file's order.
 
     Args:
@@ -84,7 +84,7 @@ def read(data_dir, task_name, split, limit=None):
 
 
 def iter_examples(data_dir, task_name, split, limit=None):
-    """Yield what `read` returns, with one row in memory at a time."""
+    """Yield what `read_examples` returns, with one row in memory at a time."""
     if limit is not None and limit < 1:
         raise UserError(f"limit is {limit}", expected="1 or more", remedy="leave it out to read all rows")
     task, path = get_task(task_name), path_of(data_dir, task_name, split)
@@ -139,8 +139,8 @@ def _check_header(task, header, location, split):
     wanted = [*task.columns] if split == "test" else [*task.columns, task.label_column]
     missing = [name for name in wanted if name not in header]
     if missing:
-        found = f"the header has no {', '.join(map(repr, missing))}; it is {', '.join(header)[:200]!r}"
-        raise UserError(found, location=location, expected=f"a header with {', '.join(wanted)}, separated by tabs",
+        problem = f"the header has no {', '.join(map(repr, missing))}; it is {', '.join(header)[:200]!r}"
+        raise UserError(problem, location=location, expected=f"a header with {', '.join(wanted)}, separated by tabs",
                         remedy=f"check that this is GLUE's own {task.folder} file; {_DOWNLOAD}")  # fmt: skip
     twice = [name for name in wanted if header.count(name) > 1]
     if twice:

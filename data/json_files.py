@@ -92,9 +92,9 @@ def list_items(path):
     try:
         event, value = next(events)
         if event != "start_array":
-            found = "is an object" if event == "start_map" else f"is {brief(value)}"
+            problem = "is an object" if event == "start_map" else f"is {brief(value)}"
             raise UserError(
-                f"{found} at the top level",
+                f"{problem} at the top level",
                 location=path,
                 expected="a list",
                 remedy="check that this is the right file",
@@ -140,9 +140,9 @@ def _keys(path, events):
     """Yield the top-level keys; after each, the caller must consume that key's value from `events`."""
     event, value = next(events)
     if event != "start_map":
-        found = "is a list" if event == "start_array" else f"is {brief(value)}"
+        problem = "is a list" if event == "start_array" else f"is {brief(value)}"
         raise UserError(
-            f"{found} at the top level",
+            f"{problem} at the top level",
             location=path,
             expected=_TASK_FILE,
             remedy="put the records under a split's name, or make the file with: python -m data.convert --help",
@@ -174,24 +174,24 @@ def _records(location, events):
     """Yield (location, record) for the list that comes next in `events`."""
     event, value = next(events)
     if event != "start_array":
-        found = "is an object" if event == "start_map" else f"is {brief(value)}"
+        problem = "is an object" if event == "start_map" else f"is {brief(value)}"
         raise UserError(
-            found, location=location, expected="a list of records", remedy="put the split's records into a list"
+            problem, location=location, expected="a list of records", remedy="put the split's records into a list"
         )
     count = 0
     for event, value in events:
         if event == "end_array":
             break
-        here = f"{location}[{count}]"
-        record = _build(event, value, events, here)
+        record_location = f"{location}[{count}]"
+        record = _build(event, value, events, record_location)
         if not isinstance(record, dict):
             raise UserError(
                 f"is {brief(record)}",
-                location=here,
+                location=record_location,
                 expected="an object, one per record",
                 remedy="write each record as {...}, or remove it",
             )
-        yield here, record
+        yield record_location, record
         count += 1
     if not count:
         raise UserError(

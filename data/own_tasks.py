@@ -337,9 +337,9 @@ def define(name, source, flag="--tasks", trained=None):
         raise UserError(f"{brief(name)} cannot be a task's name", location=location,
                         expected="letters, digits, - and _, at most 60")  # fmt: skip
     path, settings = Path(source), {}
-    beside = None
+    settings_file = None
     if path.is_file() and not split_names_of_json(path):
-        beside, settings = path, _settings(path)
+        settings_file, settings = path, _settings(path)
         if "data" not in settings:
             raise UserError("holds no train, valid or test", location=path,
                             expected='{"train": [...], "valid": [...], "test": [...]}, or a task.json with "data"',
@@ -347,16 +347,16 @@ def define(name, source, flag="--tasks", trained=None):
         source = settings.pop("data")
         path = path.parent / source if (path.parent / source).exists() else Path(source)
     else:
-        beside = next((p for p in _beside(path) if p.is_file()), None)
-        settings = _settings(beside) if beside else {}
+        settings_file = next((p for p in _beside(path) if p.is_file()), None)
+        settings = _settings(settings_file) if settings_file else {}
         settings.pop("data", None)
     if not path.exists() and not HUB_NAME.fullmatch(source):
         raise UserError("no such file or folder", location=location, remedy="check the spelling of the path",
                         expected="a folder with train, valid and test, a json file, or owner/name on the hub")
     settings["source"] = str(path.resolve()) if path.exists() else source
-    if trained and beside is None:
+    if trained and settings_file is None:
         return replace(trained, source=settings["source"])
-    return from_json(dict(settings, name=name), beside or location)
+    return from_json(dict(settings, name=name), settings_file or location)
 
 
 def split_names_of_json(path):

@@ -52,11 +52,11 @@ def read_questions(path, several=True):
     empty = True
     for location, article in json_records(path, "data", SHAPE):
         for number, paragraph in enumerate(records_field(article, "paragraphs", location)):
-            here = f"{location}.paragraphs[{number}]"
-            context = text_field(paragraph, "context", here)
-            for index, question in enumerate(records_field(paragraph, "qas", here)):
+            paragraph_location = f"{location}.paragraphs[{number}]"
+            context = text_field(paragraph, "context", paragraph_location)
+            for index, question in enumerate(records_field(paragraph, "qas", paragraph_location)):
                 empty = False
-                yield _sample(context, question, f"{here}.qas[{index}]", several)
+                yield _sample(context, question, f"{paragraph_location}.qas[{index}]", several)
     if empty:
         raise UserError("holds no question", location=path, expected=SHAPE, remedy="check how the file was made")
 

@@ -84,18 +84,18 @@ def find_gold(data_dir, task):
 def existing_file(data_dir, name, location=None, remedy="check the spelling of the path"):
     """The path of a file in a directory, plain or ``.gz``, or None; a `UserError` if the directory is missing."""
     if not os.path.isdir(data_dir):
-        found = "is a file, not a directory" if os.path.exists(data_dir) else "no such directory"
-        raise UserError(found, location=location or f"--data_dir {data_dir}",
+        problem = "is a file, not a directory" if os.path.exists(data_dir) else "no such directory"
+        raise UserError(problem, location=location or f"--data_dir {data_dir}",
                         expected="the directory of the tasks' json files", remedy=remedy)  # fmt: skip
     paths = (os.path.join(data_dir, candidate) for candidate in (name, f"{name}.gz"))
     return next((path for path in paths if os.path.isfile(path)), None)
 
 
 def _missing(data_dir, name, what, remedy):
-    there = sorted(entry for entry in os.listdir(data_dir) if entry.endswith((".json", ".json.gz")))
+    entries = sorted(entry for entry in os.listdir(data_dir) if entry.endswith((".json", ".json.gz")))
     # Similar names come first, so that a wrong version or split is easier to see.
-    close = difflib.get_close_matches(name, there, n=5, cutoff=0.7)
-    there = close + [entry for entry in there if entry not in close]
-    shown = ", ".join(there[:12]) + (f" and {len(there) - 12} more" if len(there) > 12 else "")
+    close = difflib.get_close_matches(name, entries, n=5, cutoff=0.7)
+    entries = close + [entry for entry in entries if entry not in close]
+    shown = ", ".join(entries[:12]) + (f" and {len(entries) - 12} more" if len(entries) > 12 else "")
     return UserError(f"no {name}; its json files are: {shown or 'none'}", location=f"--data_dir {data_dir}",
                      expected=f"{name} or {name}.gz: {what}", remedy=remedy)  # fmt: skip

@@ -155,8 +155,8 @@ class EpochBatches:
     def __init__(self, size, batch_size, seed=42, replicas=1):
         self.size, self.batch_size, self.seed, self.replicas = size, batch_size, seed, replicas
         if not len(self):
-            found = f"{size} sequences make less than one batch of {batch_size} for each of {replicas} processes"
-            raise UserError(found, remedy="make the batches smaller, or give more text")
+            problem = f"{size} sequences make less than one batch of {batch_size} for each of {replicas} processes"
+            raise UserError(problem, remedy="make the batches smaller, or give more text")
 
     def __len__(self):
         return self.size // (self.batch_size * self.replicas)

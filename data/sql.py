@@ -38,13 +38,13 @@ def is_right(text, sql, header, strict=False):
     """Whether a model's text is the query `sql`: it has the same text or the same logical form.
 
     Args:
-        strict: see `parse`.
+        strict: see `parse_query`.
     """
     # Some queries are ambiguous as text: a column may be called "max goals" or "born where".
-    return _key(text) == _key(query_text(sql, header)) or parse(text, header, strict) == gold_form(sql, header)
+    return _key(text) == _key(query_text(sql, header)) or parse_query(text, header, strict) == gold_form(sql, header)
 
 
-def parse(text, header, strict=False):
+def parse_query(text, header, strict=False):
     """The logical form of a query a model wrote, or None if it is not a query.
 
     As in the original, letter case and white space never matter, and a selected or condition column that the table does

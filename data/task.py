@@ -115,20 +115,20 @@ class Task:
     headline: str = "BLEU"
     sample: str = ""
 
-    def data_path(self, given, distilled=False):
+    def data_path(self, dataset_path, distilled=False):
         """The data file: `--dataset_path` if given, else the task's default path, which must exist.
 
         Args:
-            given: the flag's value, or None.
+            dataset_path: the flag's value, or None.
             distilled: use the file with the teacher's targets next to it, if there is one.
 
         Raises:
             UserError: no path was given and the default does not exist.
         """
-        path = given or self.dataset_path
+        path = dataset_path or self.dataset_path
         if distilled and (rewritten := self.distilled_path(path)).is_file():
             return str(rewritten)
-        if given or Path(path).is_file():
+        if dataset_path or Path(path).is_file():
             return path
         raise UserError(
             f"not given, and there is no {path} under the current directory",
@@ -282,14 +282,14 @@ def add_task(task):
     if "." in task.name:
         raise ValueError(f"task {task.name!r}: a name without dots is needed, as it becomes part of parameters' names")
     if task.name in _TASKS:
-        here, there = type(task).__module__, type(_TASKS[task.name]).__module__
-        raise ValueError(f"duplicate task {task.name!r}: in both {there} and {here}")
-    taken = {m: t.name for t in _TASKS.values() for m in t.markers}
-    clash = {m: taken[m] for m in task.markers if m in taken}
+        own_module, other_module = type(task).__module__, type(_TASKS[task.name]).__module__
+        raise ValueError(f"duplicate task {task.name!r}: in both {other_module} and {own_module}")
+    owners = {m: t.name for t in _TASKS.values() for m in t.markers}
+    clash = {m: owners[m] for m in task.markers if m in owners}
     if clash:
         raise ValueError(f"task {task.name!r}: markers already used by another task: {clash}")
-    taken = {name: other.name for other in _TASKS.values() for name in other.names()}
-    if clash := {name: taken[name] for name in task.names() if name in taken}:
+    owners = {name: other.name for other in _TASKS.values() for name in other.names()}
+    if clash := {name: owners[name] for name in task.names() if name in owners}:
         raise ValueError(f"task {task.name!r}: names already used by another task: {clash}")
     if task.markers and (task.bos not in task.markers or task.eos not in task.markers):
         raise ValueError(f"task {task.name!r}: bos and eos must be among its markers")

@@ -78,15 +78,15 @@ def by_task(values, tasks, what, flag="--data", kind="markers"):
     Raises:
         UserError: a task is not among them, or is named twice.
     """
-    found = {}
+    named = {}
     for typed, value in sorted(values.items()):
         name = name_among(typed, tasks, kind)
         if name not in tasks:
             raise UserError(f"task {typed!r} is not {what}", location=flag, expected="one of " + ", ".join(tasks))
-        if name in found:
+        if name in named:
             raise UserError(f"task {name!r} is named twice", location=flag, remedy="name it once")
-        found[name] = value
-    return found
+        named[name] = value
+    return named
 
 
 class TaskNames(argparse.Action):

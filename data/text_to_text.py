@@ -115,10 +115,10 @@ class SplitRows:
         chosen = records.select(order) if hasattr(records, "select") else map(records.__getitem__, order)
         blank = 0
         for index, record in zip(order.tolist(), chosen):
-            here = location(index)
-            target = task.target(rows_of.value(record, task.label, here), here)
+            row_location = location(index)
+            target = task.target(rows_of.value(record, task.label, row_location), row_location)
             if target.strip():
-                yield here, [_text(record, field, here) for field in task.fields()], target, record
+                yield row_location, [_text(record, field, row_location) for field in task.fields()], target, record
             else:
                 blank += 1
         self._report_blank(blank, len(order), location(int(order[0])))

@@ -20,7 +20,8 @@ _ALL_NAMES = [name for names in SPLIT_NAMES.values() for name in names]
 
 def _file_names(names):
     """The names that a file of one of these splits may have, in order of preference."""
-    return [each for name in names for each in (name, *(SPLIT_NAMES["valid"] if name == "validation" else ()))]
+    others = {"validation": SPLIT_NAMES["valid"]}
+    return [candidate for name in names for candidate in (name, *others.get(name, ()))]
 
 
 def find_records(task, names, data_dir=None, files=None):
@@ -109,8 +110,8 @@ def _inside(item, keys, field, location):
         try:
             item = item[int(key) if key.isdigit() else key]
         except (KeyError, IndexError, TypeError):
-            found = f"has no {field!r}, but {brief(item)}"
-            raise UserError(found, location=location, remedy="correct the record") from None
+            problem = f"has no {field!r}, but {brief(item)}"
+            raise UserError(problem, location=location, remedy="correct the record") from None
     return item
 
 

@@ -159,10 +159,10 @@ def _open_entry(folder, read, build, cache_dir, overwrite):
     if damage:
         _remove(folder)
     # An entry built by another process in the meantime is equally good.
-    with atomic_directory(folder, replace=overwrite) as beside:
-        meta = build(beside)
-        files = {file.name: _signature(file) for file in sorted(beside.iterdir())}
-        write_json(beside / META, meta | dict(files=files))
+    with atomic_directory(folder, replace=overwrite) as temporary:
+        meta = build(temporary)
+        files = {file.name: _signature(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / META, meta | dict(files=files))
     try:
         return read(_checked_meta(folder))
     except _UNREADABLE as error:

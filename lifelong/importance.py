@@ -125,7 +125,7 @@ class Importance:
 
     def attach(self, optimizer):
         """Apply the penalty after every step that an optimizer actually takes; returns a handle with `remove()`."""
-        return optimizer.register_step_post_hook(lambda taken, args, kwargs: self.penalize(taken))
+        return optimizer.register_step_post_hook(lambda stepped, args, kwargs: self.penalize(stepped))
 
     def state_dict(self):
         """The state for a checkpoint."""
@@ -161,8 +161,8 @@ def read_importance(path, importance):
             for part in ("omega", "anchor"))  # fmt: skip
     except Exception as error:
         # Any damage to the file: torch raises many kinds of exceptions.
-        found = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({first_line(error)})"
-        raise UserError(found, location=path, expected=expected, remedy=remedy) from error
+        problem = "missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({first_line(error)})"
+        raise UserError(problem, location=path, expected=expected, remedy=remedy) from error
     if not fits:
         raise UserError("does not belong to this model", location=path, expected=expected, remedy=remedy)
     return state

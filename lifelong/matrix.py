@@ -272,7 +272,7 @@ def read_single_tasks(folders, names, metric):
                             remedy="train the task by itself, and evaluate it: --tasks TASK")  # fmt: skip
         scores[task].append(results["mean"]["rows"][0][0])
     # Several of one task are its seeds.
-    return [_mean(found) if found else None for found in scores.values()] if folders else None
+    return [_mean(values) if values else None for values in scores.values()] if folders else None
 
 
 def _same(matrices):

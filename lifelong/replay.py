@@ -101,15 +101,15 @@ def load_or_generate(path, task, gen, count, model, tokenizer, encoder, sampling
     Returns:
         (rows, report): a list of `question_answer.Row`; dict(asked, kept, unfinished, rejected: {reason: count}).
     """
-    beside = Path(path).with_suffix(".report.json")
+    report_path = Path(path).with_suffix(".report.json")
     settings = dict(task=task, gen=gen, asked=count, max_len=encoder.max_len, **asdict(sampling))
     settings["number"] = options.get("number", 0)
     if encoder.before_gen:
         settings["before_gen"] = list(encoder.before_gen)
-    if (report := _report(beside, settings)) and Path(path).is_file():
+    if (report := _report(report_path, settings)) and Path(path).is_file():
         rows = read_samples(path, encoder, gen, task)
         if len(rows) != report["kept"]:
-            raise UserError(f"holds {len(rows)} samples", location=path, expected=f"{report['kept']}, as {beside} says",
+            raise UserError(f"holds {len(rows)} samples", location=path, expected=f"{report['kept']}, as {report_path} says",
                             remedy=_REGENERATED)  # fmt: skip
         return rows, report
     samples = generate_samples(model, tokenizer, encoder, gen, count, sampling, **options)
@@ -124,7 +124,7 @@ def load_or_generate(path, task, gen, count, model, tokenizer, encoder, sampling
     unfinished = sum(ids[-1] != encoder.eos for ids in kept)
     report = dict(asked=count, kept=len(kept), unfinished=unfinished, rejected=dict(rejected), settings=settings)
     # The report is written last: if it exists, the samples are complete.
-    write_json(beside, report)
+    write_json(report_path, report)
     return read_samples(path, encoder, gen, task), report
 
 

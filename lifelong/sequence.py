@@ -251,8 +251,8 @@ class StageRun(Run):
             sys.stdout.flush()
         if within or not self.keep_epochs:
             return super().save_checkpoint(step, state, save_model)
-        with atomic_directory(self.epoch(number)) as beside:
-            save_model(beside)
+        with atomic_directory(self.epoch(number)) as temporary:
+            save_model(temporary)
         super().save_checkpoint(step, state, lambda folder: _link(self.epoch(number), folder))
 
     def finish(self, save_model):
@@ -264,13 +264,13 @@ class StageRun(Run):
         shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
-def _link(folder, beside):
+def _link(folder, target):
     for file in folder.iterdir():
         try:
-            os.link(file, beside / file.name)
+            os.link(file, target / file.name)
         except OSError:
             # Not every file system supports links.
-            (shutil.copytree if file.is_dir() else shutil.copy2)(file, beside / file.name)
+            (shutil.copytree if file.is_dir() else shutil.copy2)(file, target / file.name)
 
 
 def find_epochs(folder):

@@ -25,17 +25,17 @@ def test_what_is_written_reads_like_glue(tmp_path):
     valid = pairs(tmp_path / "b.json", ("C", "D", "contradiction"))
     report = run(tmp_path, "mnli", train=train, valid=valid)
     assert report.kept == {"train": 2, "valid": 1}
-    rows = glue.read(tmp_path / "glue", "mnli", "train")
+    rows = glue.read_examples(tmp_path / "glue", "mnli", "train")
     assert [(r.text_a, r.text_b, r.label) for r in rows] == [
         ('He "said so.', "He spoke.", "entailment"), ("A", "B  c", "neutral")]  # fmt: skip
     assert (tmp_path / "glue/MNLI/dev_matched.tsv").is_file()
-    assert [r.label for r in glue.read(tmp_path / "glue", "mnli", "dev")] == ["contradiction"]
+    assert [r.label for r in glue.read_examples(tmp_path / "glue", "mnli", "dev")] == ["contradiction"]
 
 
 @pytest.mark.parametrize(("task", "label", "kept"), [("qqp", "1", "1"), ("qqp", 0, "0"), ("sts-b", 3.8, 3.8)])
 def test_labels_are_numbers_or_their_texts(tmp_path, task, label, kept):
     run(tmp_path, task, train=pairs(tmp_path / "a.json", ("a", "b", label)))
-    assert [r.label for r in glue.read(tmp_path / "glue", task, "train")] == [kept]
+    assert [r.label for r in glue.read_examples(tmp_path / "glue", task, "train")] == [kept]
 
 
 @pytest.mark.parametrize(("task", "row", "words"), [
@@ -69,7 +69,7 @@ def test_rows_are_held_out_of_the_training_file(tmp_path):
     rows = [(f"a{i}", f"b{i}", "1") for i in range(5)]
     path = pairs(tmp_path / "a.json", *rows, ("a9", "b9", "0"), ("a1", "b1", "1"))
     run(tmp_path, "qqp", train=path, valid_from_train=2)
-    train, dev = (glue.read(tmp_path / "glue", "qqp", split) for split in ("train", "dev"))
+    train, dev = (glue.read_examples(tmp_path / "glue", "qqp", split) for split in ("train", "dev"))
     assert [r.text_a for r in dev] == ["a9", "a1"] and [r.text_a for r in train] == ["a0", "a2", "a3", "a4"]
 
 
@@ -77,4 +77,4 @@ def test_the_real_files_are_converted(tmp_path, shared_data):
     for task, sizes in (("mnli", (5000, 500)), ("qqp", (5000, 500))):
         folder = shared_data / "glue_pairs_json" / task.upper()
         run(tmp_path, task, train=folder / "train.json", valid=folder / "dev.json")
-        assert tuple(len(glue.read(tmp_path / "glue", task, split)) for split in ("train", "dev")) == sizes
+        assert tuple(len(glue.read_examples(tmp_path / "glue", task, split)) for split in ("train", "dev")) == sizes

@@ -31,7 +31,7 @@ def write(folder, file, text):
 
 def refusal(*args, **kwargs):
     with pytest.raises(UserError) as error:
-        glue.read(*args, **kwargs)
+        glue.read_examples(*args, **kwargs)
     return error.value
 
 
@@ -53,7 +53,7 @@ def test_the_samples_are_what_their_generator_writes():
 
 @pytest.mark.parametrize("name", ORDER)
 def test_every_task_of_the_samples_is_read_with_balanced_labels(name):
-    splits = {split: glue.read(GLUE, name, split) for split in ("train", "dev", "test")}
+    splits = {split: glue.read_examples(GLUE, name, split) for split in ("train", "dev", "test")}
     assert {split: len(examples) for split, examples in splits.items()} == {"train": 120, "dev": 30, "test": 10}
     assert all(example.label is None for example in splits["test"])
     assert [example.index for example in splits["test"]] == list(range(10))
@@ -81,31 +81,31 @@ def test_the_samples_have_the_columns_and_quirks_of_the_official_files():
         assert columns(file)[0] == {count}, file
     assert (GLUE / "MRPC/train.tsv").read_bytes().startswith(b"\xef\xbb\xbfQuality\t")
     assert columns("CoLA/train.tsv")[1][0].startswith("mu20\t")
-    assert all(example.text_a.endswith(" ") for example in glue.read(GLUE, "sst-2", "train"))
-    assert all(example.text_a.count('"') == 1 for example in glue.read(GLUE, "mrpc", "dev"))
+    assert all(example.text_a.endswith(" ") for example in glue.read_examples(GLUE, "sst-2", "train"))
+    assert all(example.text_a.count('"') == 1 for example in glue.read_examples(GLUE, "mrpc", "dev"))
 
 
 def test_mismatched_mnli_has_its_own_dev_and_test_files_and_the_training_set_of_mnli():
-    assert glue.read(GLUE, "mnli-mm", "train") == glue.read(GLUE, "mnli", "train")
+    assert glue.read_examples(GLUE, "mnli-mm", "train") == glue.read_examples(GLUE, "mnli", "train")
     for split in ("dev", "test"):
-        one, other = glue.read(GLUE, "mnli", split), glue.read(GLUE, "mnli-mm", split)
+        one, other = glue.read_examples(GLUE, "mnli", split), glue.read_examples(GLUE, "mnli-mm", split)
         assert not {example.text_a for example in one} & {example.text_a for example in other}
         assert "mismatched" in other[0].location
 
 
 def test_the_diagnostic_set_lies_where_either_version_of_the_official_script_puts_it(tmp_path):
-    assert len(glue.read(GLUE, "ax", "test")) == 10
+    assert len(glue.read_examples(GLUE, "ax", "test")) == 10
     write(tmp_path, "MNLI/diagnostic.tsv", "index\tsentence1\tsentence2\n7\tone\tother\n")
-    (example,) = glue.read(tmp_path, "ax", "test")
+    (example,) = glue.read_examples(tmp_path, "ax", "test")
     assert (example.index, example.text_a, example.text_b, example.label) == (7, "one", "other", None)
     assert "no 'train' split" in refusal(GLUE, "ax", "train").found
 
 
 def test_an_example_says_its_file_and_line_and_a_limit_takes_the_first_rows():
-    examples = glue.read(GLUE, "rte", "train", limit=3)
+    examples = glue.read_examples(GLUE, "rte", "train", limit=3)
     assert [example.location for example in examples] == [f"{GLUE / 'RTE/train.tsv'}:{line}" for line in (2, 3, 4)]
-    assert examples == glue.read(GLUE, "rte", "train")[:3]
-    assert glue.read(GLUE, "cola", "dev", limit=1)[0].location == f"{GLUE / 'CoLA/dev.tsv'}:1"
+    assert examples == glue.read_examples(GLUE, "rte", "train")[:3]
+    assert glue.read_examples(GLUE, "cola", "dev", limit=1)[0].location == f"{GLUE / 'CoLA/dev.tsv'}:1"
     assert "limit is 0" in refusal(GLUE, "rte", "train", limit=0).found
 
 
@@ -122,19 +122,19 @@ def test_any_text_without_tabs_and_line_ends_comes_back_as_it_was_written(tmp_pa
     end = "\r\n" if windows else "\n"
     lines = ["index\tsentence1\tsentence2\tlabel", *("\t".join(("7", *row)) for row in rows)]
     write(tmp_path, "RTE/train.tsv", "".join(line + end for line in lines))
-    examples = glue.read(tmp_path, "rte", "train")
+    examples = glue.read_examples(tmp_path, "rte", "train")
     assert [(example.text_a, example.text_b, example.label) for example in examples] == rows
     assert all(example.index == 7 for example in examples)
 
 
 def test_a_last_line_without_its_end_and_blank_lines_are_no_matter(tmp_path):
     write(tmp_path, "WNLI/dev.tsv", "index\tsentence1\tsentence2\tlabel\n0\ta\tb\t1\n\n1\tc\td\t0")
-    assert [example.label for example in glue.read(tmp_path, "wnli", "dev")] == ["1", "0"]
+    assert [example.label for example in glue.read_examples(tmp_path, "wnli", "dev")] == ["1", "0"]
 
 
 def test_a_labelled_test_file_keeps_its_labels(tmp_path):
     write(tmp_path, "STS-B/test.tsv", "index\tsentence1\tsentence2\tscore\n0\ta\tb\t3.800\n")
-    assert glue.read(tmp_path, "sts-b", "test")[0].label == 3.8
+    assert glue.read_examples(tmp_path, "sts-b", "test")[0].label == 3.8
 
 
 @pytest.mark.parametrize(
@@ -179,15 +179,16 @@ def test_the_rows_that_the_official_qqp_has_cut_in_two_are_left_out_with_a_warni
     header = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n"
     write(tmp_path, "QQP/train.tsv", header + row + "4\t5\t6\tHow\n" + "is it?\tWhy?\t0\n" + row)
     with caplog.at_level(logging.WARNING):
-        examples = glue.read(tmp_path, "qqp", "train")
+        examples = glue.read_examples(tmp_path, "qqp", "train")
     assert [example.text_a for example in examples] == ["How?", "How?"]
     assert "2 rows" in caplog.text and "line 3" in caplog.text
 
 
 def test_the_real_files_are_read_whole(shared_data):
-    sizes = {name: [len(glue.read(shared_data / "glue", name, split)) for split in ("train", "dev")] for name in ORDER}
+    folder = shared_data / "glue"
+    sizes = {name: [len(glue.read_examples(folder, name, split)) for split in ("train", "dev")] for name in ORDER}
     assert sizes == {
         "cola": [8551, 1043], "mnli": [390, 11], "rte": [2127, 277], "wnli": [518, 71], "qqp": [192, 64],
         "sts-b": [5749, 1500], "sst-2": [5000, 872], "qnli": [320, 2700], "mrpc": [3668, 408],
     }  # fmt: skip
-    assert len(glue.read(shared_data / "glue", "mnli-mm", "dev")) == 5
+    assert len(glue.read_examples(shared_data / "glue", "mnli-mm", "dev")) == 5

@@ -76,7 +76,7 @@ def test_sentences_with_a_class_are_read_from_the_columns_of_the_text_to_text_fo
     rows = [{"premise": "a b", "hypothesis": "c", "label": label} for label in (0, 1, 2)]
     (tmp_path / "superglue-cb").mkdir()
     (tmp_path / "superglue-cb" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert [(e.text_a, e.text_b, e.label) for e in glue.read(tmp_path, "superglue-cb", "train")] == [
+    assert [(e.text_a, e.text_b, e.label) for e in glue.read_examples(tmp_path, "superglue-cb", "train")] == [
         ("a b", "c", label) for label in ("entailment", "contradiction", "neutral")]  # fmt: skip
 
 

@@ -99,7 +99,7 @@ def test_queries_are_read_as_in_the_original_but_for_its_faults():
             expected = None
         else:
             expected = (theirs["sel"], theirs["agg"], tuple(map(tuple, theirs["conds"])))
-        assert sql.parse(item["text"], item["table"]["header"]) == expected
+        assert sql.parse_query(item["text"], item["table"]["header"]) == expected
 
 
 def test_lfem_is_the_originals_but_for_its_faults_and_leaves_the_true_queries_alone():
@@ -207,11 +207,11 @@ def test_true_answers_of_another_file_are_refused():
     ("select", None),
 ])  # fmt: skip
 def test_queries_are_read(text, form):
-    assert sql.parse(text, ["Goals", "Team name", "Team", None, " "]) == form
+    assert sql.parse_query(text, ["Goals", "Team name", "Team", None, " "]) == form
 
 
 def test_a_table_without_names_has_no_queries():
-    assert sql.parse("select x from table where y = 1", [None, ""]) is None
+    assert sql.parse_query("select x from table where y = 1", [None, ""]) is None
 
 
 def test_columns_of_one_name_are_one():
@@ -237,7 +237,7 @@ def test_a_query_written_out_is_right_in_any_letter_case(header, column, aggrega
 @given(st.text("selctfrom tablwh=>and maxgo123", max_size=40), st.lists(NAMES, max_size=3))
 def test_no_text_breaks_the_reader(text, header):
     for each in (text, f"select {text}", f"select {text} from table where {text}"):
-        found = sql.parse(each, header)
+        found = sql.parse_query(each, header)
         assert found is None or 0 <= found[0] < len(header)
 
 
@@ -349,7 +349,7 @@ def test_the_heat_map_is_a_picture(tmp_path):
     ("select year from table where nothing", None),
 ])  # fmt: skip
 def test_a_conditions_column_is_the_most_similar_one(text, conditions):
-    found = sql.parse(text, ["Home team", "Year"])
+    found = sql.parse_query(text, ["Home team", "Year"])
     assert found == (None if conditions is None else (1, 0, conditions))
 
 

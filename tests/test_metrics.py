@@ -330,8 +330,8 @@ def test_every_number_has_a_signature(e2e_example, no_meteor):
 
 def test_table_is_aligned_and_json_is_valid():
     scores = {"BLEU": Score(27.25, "sig"), "perplexity": Score(math.inf, "tokens:3")}
-    assert metrics.table(scores) == "BLEU        27.2500  sig\nperplexity      inf  tokens:3"
-    assert metrics.table({}) == ""
+    assert metrics.format_scores(scores) == "BLEU        27.2500  sig\nperplexity      inf  tokens:3"
+    assert metrics.format_scores({}) == ""
     assert json.loads(json.dumps(metrics.to_json(scores), allow_nan=False)) == {
         "BLEU": {"score": 27.25, "signature": "sig"},
         "perplexity": {"score": None, "signature": "tokens:3"},

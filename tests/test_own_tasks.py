@@ -236,7 +236,7 @@ def test_one_task_is_the_same_examples_in_all_four_forms(tmp_path):
     assert text_to_text.load_rows("mine", "test", prefix=True)["source"][0] == "mine good book"
     qas = question_samples.load_task(question_tasks.get_task("mine"), None, "test")
     assert [(q.context, q.question, q.answers) for q in qas] == [(p, "What is it?", (a,)) for p, a in ROWS["test"]]
-    assert [(e.text_a, e.text_b, e.label) for e in glue.read(None, "mine", "test")] == [
+    assert [(e.text_a, e.text_b, e.label) for e in glue.read_examples(None, "mine", "test")] == [
         (p, None, a) for p, a in ROWS["test"]]  # fmt: skip
     assert glue.get_task("mine").labels == ("neg", "pos")
 

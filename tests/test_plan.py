@@ -12,50 +12,51 @@ sys.path.insert(0, str(ROOT))
 from versatile.utils import recipes
 
 from bench.plan import __main__ as plan
-from bench.plan import rows, sums, tables
+from bench.plan import arithmetic, rows, tables
 
 
 def test_hours_are_operations_over_the_share_of_a_devices_peak():
     # 10 million parameters, 8 of them used by a token that is read; negligible attention.
-    shape = sums.Shape(10**7, 10**7, 8 * 10**6, 9 * 10**6, layers=0, width=0, vocabulary=100)
-    training = sums.Phase("training", 1000, 50, 10, 3)
+    shape = arithmetic.Shape(10**7, 10**7, 8 * 10**6, 9 * 10**6, layers=0, width=0, vocabulary=100)
+    training = arithmetic.Phase("training", 1000, 50, 10, 3)
     assert training.operations(shape) == 1000 * 3 * (50 * 16e6 + 10 * 18e6)
-    writing = sums.Phase("writing", 1000, 50, 10, 1, sums.DECODING)
+    writing = arithmetic.Phase("writing", 1000, 50, 10, 1, arithmetic.DECODING)
     device = tables.Device("x", {"bf16": 1e12}, {"bf16": 0.5, "decoding": 0.05})
-    assert sums.compute_hours([training], shape, device, "bf16") == pytest.approx(2.94e12 / 0.5e12 / 3600)
+    assert arithmetic.compute_hours([training], shape, device, "bf16") == pytest.approx(2.94e12 / 0.5e12 / 3600)
     # The same operations take longer where text is decoded.
-    both = sums.compute_hours([training, writing], shape, device, "bf16")
+    both = arithmetic.compute_hours([training, writing], shape, device, "bf16")
     assert both == pytest.approx((2.94e12 / 0.5e12 + 0.98e12 / 0.05e12) / 3600)
 
 
 def test_small_batches_take_the_time_to_be_started():
-    shape = sums.Shape(1000, 1000, 1000, 1000, layers=10, width=1, vocabulary=0)
+    shape = arithmetic.Shape(1000, 1000, 1000, 1000, layers=10, width=1, vocabulary=0)
     device = tables.Device("x", {"bf16": 1e15}, {"bf16": 0.5, "decoding": 0.05}, launch=1e-4)
-    training = sums.Phase("training", 800, 50, 10, 3, batch=8)
-    assert sums.compute_hours([training], shape, device, "bf16") == pytest.approx(100 * 3 * 10 * 1e-4 / 3600)
-    writing = sums.Phase("writing", 800, 50, 10, 1, sums.DECODING, batch=80)
-    assert sums.compute_hours([writing], shape, device, "bf16") == pytest.approx(10 * 10 * 10 * 1e-4 / 3600)
+    training = arithmetic.Phase("training", 800, 50, 10, 3, batch=8)
+    assert arithmetic.compute_hours([training], shape, device, "bf16") == pytest.approx(100 * 3 * 10 * 1e-4 / 3600)
+    writing = arithmetic.Phase("writing", 800, 50, 10, 1, arithmetic.DECODING, batch=80)
+    assert arithmetic.compute_hours([writing], shape, device, "bf16") == pytest.approx(10 * 10 * 10 * 1e-4 / 3600)
 
 
 def test_a_token_also_meets_its_row():
-    shape = sums.Shape(1, 1, 0, 0, layers=2, width=8, vocabulary=0)
-    assert sums.Phase("x", 1, 30, 10, 1).operations(shape) == 40 * (2 * 2 * 8 * 40)
+    shape = arithmetic.Shape(1, 1, 0, 0, layers=2, width=8, vocabulary=0)
+    assert arithmetic.Phase("x", 1, 30, 10, 1).operations(shape) == 40 * (2 * 2 * 8 * 40)
 
 
 def test_memory_is_that_of_what_is_trained():
-    whole = sums.Shape(10**8, 10**8, 1, 1, layers=10, width=100, vocabulary=1000)
-    frozen = sums.Shape(10**8, 10**6, 1, 1, layers=10, width=100, vocabulary=1000)
-    phases = [sums.Phase("training", 1, 1, 1, 3)]
-    sizes = [sums.compute_memory(sums.Plan("r", [], shape=shape, phases=phases, batch=(8, 100, 20)))
+    whole = arithmetic.Shape(10**8, 10**8, 1, 1, layers=10, width=100, vocabulary=1000)
+    frozen = arithmetic.Shape(10**8, 10**6, 1, 1, layers=10, width=100, vocabulary=1000)
+    phases = [arithmetic.Phase("training", 1, 1, 1, 3)]
+    sizes = [arithmetic.compute_memory(arithmetic.Plan("r", [], shape=shape, phases=phases, batch=(8, 100, 20)))
              for shape in (whole, frozen)]  # fmt: skip
     assert [size["weights"] for size in sizes] == [4e8, 4e8]
     assert [size["gradients and Adam"] for size in sizes] == [12e8, 12e6]
     assert sizes[0]["activations"] == 8 * 100 * 100 * 34 * 2 * 10 and sizes[0]["scores"] == 8 * 8 * 20 * 1000
     # Half precision keeps half; without training only one block's activations are in memory at a time.
-    half = sums.compute_memory(sums.Plan("r", [], shape=whole, phases=phases, batch=(8, 100, 20), precision="bf16"))
+    rounded = arithmetic.Plan("r", [], shape=whole, phases=phases, batch=(8, 100, 20), precision="bf16")
+    half = arithmetic.compute_memory(rounded)
     assert 2 * half["activations"] == sizes[0]["activations"]
-    decoding = [sums.Phase("x", 1, 1, 1, 1, sums.DECODING)]
-    written = sums.compute_memory(sums.Plan("r", [], shape=whole, phases=decoding, batch=(8, 100, 20)))
+    decoding = [arithmetic.Phase("x", 1, 1, 1, 1, arithmetic.DECODING)]
+    written = arithmetic.compute_memory(arithmetic.Plan("r", [], shape=whole, phases=decoding, batch=(8, 100, 20)))
     assert written["gradients and Adam"] == 0 and 10 * written["activations"] == sizes[0]["activations"]
 
 
@@ -95,7 +96,7 @@ def test_what_is_done_against_forgetting_is_counted():
     assert len(phases["finetune"]) == 3
     later = 6604 + 6525
     assert phases["lamol"]["replayed samples"].rows == pytest.approx(0.2 * later * 9)
-    assert phases["lamol"]["the model writes them"].kind == sums.DECODING
+    assert phases["lamol"]["the model writes them"].kind == arithmetic.DECODING
     assert {"a teacher of each task", "teachers' distributions", "teachers' texts"} < set(phases["seqsoftkd"])
     # As many samples of WOZ are kept as a fifth of the next task, and every step uses all of them.
     steps = (-(-6604 // 4) * 9, -(-6525 // 4) * 9)
@@ -135,7 +136,7 @@ def test_every_published_row_has_a_plan(row):
     made = rows.make_plan(row)
     assert made.phases or made.notes
     if made.phases:
-        assert 0 < sums.compute_hours(made.phases, made.shape, tables.GPUS[0], "bf16") < 5000
+        assert 0 < arithmetic.compute_hours(made.phases, made.shape, tables.GPUS[0], "bf16") < 5000
         assert 0 < made.shape.trained <= made.shape.total or row.endswith("distil")
 
 
@@ -159,7 +160,7 @@ def test_shares_of_the_peak_are_those_of_the_benchmarks():
 
 
 def test_the_peak_of_a_machine_is_measured_or_named(capsys):
-    assert 1e8 < sums.measure_peak("fp32", seconds=0.05) < 1e15
+    assert 1e8 < arithmetic.measure_peak("fp32", seconds=0.05) < 1e15
     plan.main(["vlm-nlg-adapter", "--peak", "200"])
     assert "0.2 TFLOP/s" in capsys.readouterr().out
 

@@ -33,7 +33,7 @@ def base_tokenizer():
 
 
 def build(name, task=None):
-    return released.build(load_file(VGLM / f"{name}.safetensors"), base_tokenizer(), config(), task)
+    return released.build_released(load_file(VGLM / f"{name}.safetensors"), base_tokenizer(), config(), task)
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_training_steps_equal_the_original_with_its_clipping(name, accumulation)
     Its clipping still counted the base rows' gradients and ran on every micro-batch; both are emulated here.
     """
     settings = json.loads((VGLM / "train_result.json").read_text())[name]
-    model, _ = released.build(load_file(VGLM / "train_init.safetensors"), base_tokenizer(), config(), "nlg")
+    model, _ = released.build_released(load_file(VGLM / "train_init.safetensors"), base_tokenizer(), config(), "nlg")
     rows = model.get_input_embeddings().rows
     base = model.get_input_embeddings().base.weight.requires_grad_(True)
     rows.spare.requires_grad_(True)

@@ -88,7 +88,8 @@ def original():
     config = GPT2Config(
         vocab_size=300, n_positions=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=299, eos_token_id=299
     )
-    return released.build(load_file(VGLM / "self_copy_model.safetensors"), tokenizer, config, "nlg", pointer=True)
+    state = load_file(VGLM / "self_copy_model.safetensors")
+    return released.build_released(state, tokenizer, config, "nlg", pointer=True)
 
 
 def golden_inputs():

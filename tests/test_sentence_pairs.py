@@ -105,7 +105,7 @@ def test_labels_are_ids_in_the_tasks_order_and_scores_as_they_are(splits):
 
 def test_mnlis_labels_are_those_of_the_published_models(tokenizer):
     split = load_split(SAMPLES, "mnli", "dev", tokenizer, 64)
-    names = [e.label for e in glue.read(SAMPLES, "mnli", "dev")]
+    names = [e.label for e in glue.read_examples(SAMPLES, "mnli", "dev")]
     assert [("contradiction", "entailment", "neutral")[int(i)] for i in split.labels] == names
 
 
@@ -130,7 +130,7 @@ def test_a_batch_of_classes_and_scores_keeps_the_scores_fractions(splits):
 def test_a_file_is_tokenised_once(tmp_path, tokenizer, monkeypatch):
     data = write(tmp_path, rte=RTE)
     first = load_split(data, "rte", "train", tokenizer, 32)
-    monkeypatch.setattr(glue, "read", lambda *a: pytest.fail("read again"))
+    monkeypatch.setattr(glue, "read_examples", lambda *a: pytest.fail("read again"))
     again = load_split(data, "rte", "train", tokenizer, 32)
     assert again.key == first.key and [again[i].ids.tolist() for i in (0, 1)] == [first[i].ids.tolist() for i in (0, 1)]
 

@@ -121,6 +121,6 @@ def test_a_data_set_of_prompts_and_answers_is_one_call_for_all_systems(registry,
     assert list(zip(rows["source"], rows["target"])) == expected
     qas = load_task(question_tasks.get_task("boat"), None, "test")
     assert [(qa.context, qa.answers) for qa in qas] == [(text, (answer,)) for text, answer in expected]
-    assert [(e.text_a, e.label) for e in glue.read(None, "boats", "dev")] == expected
+    assert [(e.text_a, e.label) for e in glue.read_examples(None, "boats", "dev")] == expected
     # A checkpoint need not keep what the toolkit already knows.
     assert with_markers.definition is None and with_markers.score(["small"], [["small"]])[0]["accuracy"].value == 100

@@ -294,22 +294,22 @@ HUB_NUMBERS = {"entailment": "0", "neutral": "1", "contradiction": "2"}
 
 
 def test_labels_of_the_official_folders_go_to_the_hubs_numbers_by_name():
-    examples = glue.read(GLUE, "mnli", "train")
+    examples = glue.read_examples(GLUE, "mnli", "train")
     dataset = t2t.load_rows("mnli", "train", data_dir=GLUE)
     assert dataset["target"] == [HUB_NUMBERS[example.label] for example in examples]
     # The official order differs: a number taken over unchanged would be wrong.
     assert glue.TASKS["mnli"].labels.index("contradiction") == 0
     for name, official in (("rte", "rte"), ("qnli", "qnli")):
-        expected = [str(int(example.label == "not_entailment")) for example in glue.read(GLUE, official, "dev")]
+        expected = [str(int(e.label == "not_entailment")) for e in glue.read_examples(GLUE, official, "dev")]
         assert t2t.load_rows(name, "validation", data_dir=GLUE)["target"] == expected
     for name, official in (("sst2", "sst-2"), ("cola", "cola"), ("mrpc", "mrpc"), ("qqp", "qqp"), ("wnli", "wnli")):
-        expected = [example.label for example in glue.read(GLUE, official, "dev")]
+        expected = [example.label for example in glue.read_examples(GLUE, official, "dev")]
         assert t2t.load_rows(name, "validation", data_dir=GLUE)["target"] == expected
 
 
 def test_mnli_validates_on_the_mismatched_and_tests_on_the_matched_set():
     for split, official in (("validation", "mnli-mm"), ("test", "mnli")):
-        examples = glue.read(GLUE, official, "dev")
+        examples = glue.read_examples(GLUE, official, "dev")
         expected = [f"premise: {example.text_a} hypothesis {example.text_b}" for example in examples]
         assert t2t.load_rows("mnli", split, data_dir=GLUE)["source"] == expected
 

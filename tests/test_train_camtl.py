@@ -146,7 +146,7 @@ def test_predictions_have_the_files_and_labels_that_glue_wants(whole):
         header, *lines = (out / f"{name}_test_iter_{step}.tsv").read_text().splitlines()
         rows = [line.split("\t") for line in lines]
         assert header == "index\tprediction" and len(rows) == 10
-        assert [int(index) for index, _ in rows] == [e.index for e in glue.read(SAMPLES, name, "test")]
+        assert [int(index) for index, _ in rows] == [e.index for e in glue.read_examples(SAMPLES, name, "test")]
         if name == "sts-b":
             assert all(value == f"{float(value):.3f}" for _, value in rows)
         else:

@@ -148,9 +148,9 @@ def test_evaluate_finds_the_scores_of_training_with_nothing_typed(finished, tmp_
     assert scores == {k: pytest.approx(v) for k, v in wanted.items() if k != "step"}
     lines = (tmp_path / "mrpc_outputs.jsonl").read_text().splitlines()
     assert len(lines) == read(tmp_path / "mrpc_metrics.json")["instances"] == 4
-    from versatile.utils.table import read as table_read
+    from versatile.utils.table import read_metrics
 
-    (found,) = table_read(tmp_path / "rte_metrics.json")
+    (found,) = read_metrics(tmp_path / "rte_metrics.json")
     assert found.task == "rte" and found.scores["acc"].value == pytest.approx(scores["rte_test_acc"])
 
 

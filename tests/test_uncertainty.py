@@ -42,7 +42,7 @@ def test_choice_equals_the_original(number):
     torch.testing.assert_close(means, torch.tensor(batch["entropy_mean"]))
     assert float(largest) == pytest.approx(batch["max_mean"], rel=1e-6)
     borrow = regression(case["tasks"])
-    chosen = uncertainty.choose(entropies, ids, case["train_batch_size"], borrow).tolist()
+    chosen = uncertainty.choose_rows(entropies, ids, case["train_batch_size"], borrow).tolist()
     scores = uncertainty.scores(entropies, ids, borrow)
     # STS-B rows tie exactly with the MRPC rows they borrow from: the scores must agree, not the order of ties.
     theirs = [batch["candidates"].index(item) for item in batch["selected"]]
@@ -81,14 +81,14 @@ def test_sts_b_rows_beyond_mrpcs_keep_zero():
 
 
 def test_regressions_alone_are_taken_in_order():
-    assert uncertainty.choose(torch.zeros(5), torch.zeros(5, dtype=torch.long), 3, {0: None}).tolist() == [0, 1, 2]
+    assert uncertainty.choose_rows(torch.zeros(5), torch.zeros(5, dtype=torch.long), 3, {0: None}).tolist() == [0, 1, 2]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.floats(0, 1, width=32)), min_size=1, max_size=20), st.integers(1, 25))
 def test_choice_is_the_best_rows_in_order(rows, keep):
     ids, entropies = torch.tensor([r[0] for r in rows]), torch.tensor([r[1] for r in rows])
-    chosen = uncertainty.choose(entropies, ids, keep, {2: 3})
+    chosen = uncertainty.choose_rows(entropies, ids, keep, {2: 3})
     scores = uncertainty.scores(entropies, ids, {2: 3})
     assert len(chosen) == len(set(chosen.tolist())) == min(keep, len(rows))
     assert not scores.isnan().any()

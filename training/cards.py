@@ -82,9 +82,9 @@ def tasks_of_run(record):
 
 def _summary(record, backbone, tasks):
     known = hub_id(backbone)
-    beside = f"`{backbone}`" + (f" ({known})" if known and known != backbone else "")
+    backbone_cell = f"`{backbone}`" + (f" ({known})" if known and known != backbone else "")
     script = (str(record.get("command") or "").split() or ["?"])[0]
-    rows = [("task" + "s" * (len(tasks) != 1), ", ".join(tasks) or "?"), ("backbone", beside),
+    rows = [("task" + "s" * (len(tasks) != 1), ", ".join(tasks) or "?"), ("backbone", backbone_cell),
             ("method", record.get("method") or "?"), ("made by", f"`{script}`")]  # fmt: skip
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 

@@ -103,7 +103,7 @@ def average(report):
     tasks = {}
     for name, result in report.items():
         tasks.setdefault(_SAME_TASK.get(name, name), []).append(task_score(result["scores"]))
-    return sum(sum(each) / len(each) for each in tasks.values()) / len(tasks)
+    return sum(sum(scores) / len(scores) for scores in tasks.values()) / len(tasks)
 
 
 class DevScores(Evaluator):

@@ -256,11 +256,11 @@ def decode_greedily(model, prompts, order, decoding, special, pad_id, progress=N
                 progress(done)
             batch = batch if batch.rows else None
         free = decoding.batch_size - (len(batch.rows) if batch is not None else 0)
-        taken = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-        if taken:
+        admitted = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+        if admitted:
             # Rows of a task are adjacent, so that its adapter need not reorder them.
-            taken.sort(key=lambda number: prompts[number].task_id)
-            new = batch_class(model, [Row(n, prompts[n]) for n in taken], decoding, special, pad_id)
+            admitted.sort(key=lambda number: prompts[number].task_id)
+            new = batch_class(model, [Row(n, prompts[n]) for n in admitted], decoding, special, pad_id)
             new.step()
             if batch is None:
                 batch = new

@@ -362,7 +362,8 @@ def naming_the_flag(flag):
 
 def show_scores(title, references, scores, notes):
     """Print a task's scores as a table."""
-    print(f"\n{title}: {len(references)} instances, {sum(map(len, references))} references\n{metrics.table(scores)}\n")
+    count = sum(map(len, references))
+    print(f"\n{title}: {len(references)} instances, {count} references\n{metrics.format_scores(scores)}\n")
     for note in notes:
         print(f"{note}\n")
 

@@ -103,8 +103,8 @@ def relocate_own_tasks(known, typed_flags):
         if task["name"] in named:
             task["source"] = define(task["name"], named[task["name"]], "--tasks").source
     # Of several tasks only those that have moved need be named.
-    taken = {"own_tasks", "tasks"} if set(typed_flags.get("tasks") or ()) <= set(named) else {"own_tasks"}
-    return {flag: value for flag, value in typed_flags.items() if flag not in taken}
+    replaced = {"own_tasks", "tasks"} if set(typed_flags.get("tasks") or ()) <= set(named) else {"own_tasks"}
+    return {flag: value for flag, value in typed_flags.items() if flag not in replaced}
 
 
 def refuse_validation_flags(args, typed_flags):
@@ -299,11 +299,11 @@ def missing_texts(path, options):
     try:
         yield
     except UserError as error:
-        beside = distilled_beside(path)
-        if not options.distilled or "distillated_" not in error.found or beside == Path(path):
+        distilled_file = distilled_beside(path)
+        if not options.distilled or "distillated_" not in error.found or distilled_file == Path(path):
             raise
         raise UserError(error.found, location=error.location, remedy=error.remedy,
-                        expected=f"{error.expected}; or {beside}, which is not there") from error  # fmt: skip
+                        expected=f"{error.expected}; or {distilled_file}, which is not there") from error  # fmt: skip
 
 
 def data_key(**splits):
@@ -435,8 +435,8 @@ def write_results(run, metrics, subject, draw=plots.learning_curve):
 
 def resume_command(script, directory):
     """The command that resumes a run with the same number of processes."""
-    each = int(os.environ.get("LOCAL_WORLD_SIZE") or idist.get_world_size())
-    return screen.resume_command(script, directory, each if idist.get_world_size() > 1 else 1)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE") or idist.get_world_size())
+    return screen.resume_command(script, directory, processes if idist.get_world_size() > 1 else 1)
 
 
 def adapter_files(model, tokenizer):

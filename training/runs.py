@@ -224,8 +224,8 @@ class Run:
     def save_best(self, save_model):
         """Replace the model files in the run directory, moving each complete file into place."""
         with disk_errors(self.directory):
-            with atomic_directory(self.directory / ".best") as beside:
-                save_model(beside)
+            with atomic_directory(self.directory / ".best") as temporary:
+                save_model(temporary)
             for file in sorted((self.directory / ".best").iterdir()):
                 move_into_place(file, self.directory / file.name)
             (self.directory / ".best").rmdir()

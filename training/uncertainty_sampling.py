@@ -36,4 +36,4 @@ class UncertaintySampler:
         entropies = torch.zeros(len(candidates))
         if len(scored):
             entropies[scored] = gather_rows(even)[: len(scored)]
-        return uncertainty.choose(entropies, torch.from_numpy(task_ids), keep, self.regression).numpy()
+        return uncertainty.choose_rows(entropies, torch.from_numpy(task_ids), keep, self.regression).numpy()

@@ -62,7 +62,7 @@ def _release_reducers():
     from torch.nn.parallel import DistributedDataParallel
 
     # `type`, not isinstance: some libraries' lazy objects do work when asked for their `__class__`.
-    for module in [found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel)]:
+    for module in [item for item in gc.get_objects() if issubclass(type(item), DistributedDataParallel)]:
         for name in ("logger", "reducer"):
             module.__dict__.pop(name, None)
 

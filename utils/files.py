@@ -91,17 +91,17 @@ def atomic_write(path, mode="w"):
     path = Path(path)
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     with disk_errors(path), _parents_of(path):
-        handle, beside = tempfile.mkstemp(prefix=f".{_stem(path)}.", suffix=".part", dir=path.parent)
+        handle, temporary = tempfile.mkstemp(prefix=f".{_stem(path)}.", suffix=".part", dir=path.parent)
         try:
             with open(handle, mode, **text) as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(beside, 0o666 & ~_umask())
-            os.replace(beside, path)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(beside)
+                os.unlink(temporary)
             raise
         _sync(path.parent)
 
@@ -126,17 +126,17 @@ def atomic_directory(path, replace=True):
     """
     path = Path(path)
     with disk_errors(path), _parents_of(path):
-        beside = Path(tempfile.mkdtemp(prefix=f".{_stem(path)}.", suffix=".part", dir=path.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{_stem(path)}.", suffix=".part", dir=path.parent))
         try:
-            yield beside
-            move_into_place(beside, path, replace)
+            yield temporary
+            move_into_place(temporary, path, replace)
         except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
-def move_into_place(beside, path, replace=True):
-    """Rename the file or directory `beside` to `path`, once it is on disk with the modes given by the umask.
+def move_into_place(temporary, path, replace=True):
+    """Rename the file or directory `temporary` to `path`, once it is on disk with the modes given by the umask.
 
     An existing directory at `path` is never lost before the new one has its name: the two exchange names in one step
     (Linux's RENAME_EXCHANGE), or, where the file system cannot, the old one is renamed aside, the new one renamed in,
@@ -144,31 +144,31 @@ def move_into_place(beside, path, replace=True):
     directory left aside by a process that was killed between the two renames.
 
     Args:
-        replace: if False, an existing directory at `path` stays and `beside` is deleted.
+        replace: if False, an existing directory at `path` stays and `temporary` is deleted.
     """
-    beside, path = Path(beside), Path(path)
-    _apply_modes_and_sync(beside)
+    temporary, path = Path(temporary), Path(path)
+    _apply_modes_and_sync(temporary)
     while True:
         try:
-            os.rename(beside, path)
+            os.rename(temporary, path)
             return _sync(path.parent)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
         # A directory exists there, perhaps only just created: another process may be doing the same.
         if not replace:
-            return shutil.rmtree(beside, ignore_errors=True)
+            return shutil.rmtree(temporary, ignore_errors=True)
         try:
-            if _exchange(beside, path):
+            if _exchange(temporary, path):
                 _sync(path.parent)
-                return shutil.rmtree(beside, ignore_errors=True)
+                return shutil.rmtree(temporary, ignore_errors=True)
         except FileNotFoundError:
             continue
         aside = Path(tempfile.mkdtemp(prefix=f".{_stem(path)}.", suffix=_ASIDE, dir=path.parent))
         try:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(path, aside / path.name)
-            os.rename(beside, path)
+            os.rename(temporary, path)
         except BaseException:
             _put_back(aside, path)
             raise

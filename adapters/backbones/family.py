@@ -81,9 +81,9 @@ def _read_files():
     from versatile.adapters import backbones
 
     for module in pkgutil.iter_modules(backbones.__path__):
-        found = importlib.import_module(f"versatile.adapters.backbones.{module.name}")
-        if hasattr(found, "BACKBONE"):
-            register(found.BACKBONE)
+        family = importlib.import_module(f"versatile.adapters.backbones.{module.name}")
+        if hasattr(family, "BACKBONE"):
+            register(family.BACKBONE)
 
 
 def all_backbones():

@@ -214,8 +214,8 @@ def locate(name, file):
     path, location = Path(name), f"{file}: base_model_name_or_path {name}"
     _check_name(name, location)
     if path.is_absolute() and not path.exists():
-        beside = (folder / path.name for folder in list(file.absolute().parents)[:3])
-        moved = next((folder for folder in beside if (folder / "config.json").is_file()), None)
+        neighbours = (folder / path.name for folder in list(file.absolute().parents)[:3])
+        moved = next((folder for folder in neighbours if (folder / "config.json").is_file()), None)
         if moved is None:
             raise UserError(
                 "no such directory: the backbone that the adapters were trained on has moved",

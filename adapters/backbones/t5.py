@@ -17,13 +17,13 @@ def _head_scale(config):
 
 
 def _projections(block):
-    found = {name: getattr(block.layer[0].SelfAttention, name) for name in "qkvo"}
+    projections = {name: getattr(block.layer[0].SelfAttention, name) for name in "qkvo"}
     for layer in block.layer[1:-1]:
-        found |= {f"cross_{name}": getattr(layer.EncDecAttention, name) for name in "qkvo"}
+        projections |= {f"cross_{name}": getattr(layer.EncDecAttention, name) for name in "qkvo"}
     feed_forward = block.layer[-1].DenseReluDense
     # v1.1 and its descendants use a gated feed-forward module.
     ups = dict(gate="wi_0", up="wi_1") if hasattr(feed_forward, "wi_0") else dict(up="wi")
-    return found | {role: getattr(feed_forward, name) for role, name in ups.items()} | dict(down=feed_forward.wo)
+    return projections | {role: getattr(feed_forward, name) for role, name in ups.items()} | dict(down=feed_forward.wo)
 
 
 BACKBONE = Backbone(

@@ -102,9 +102,9 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
         model.info.definitions[task] = definition
     if history is not None:
         model.info.histories[task] = history
-    with atomic_directory(output) as beside:
-        checkpoint.save_checkpoint(model, tokenizer, beside)
-        checkpoint.load_checkpoint(beside)
+    with atomic_directory(output) as temporary:
+        checkpoint.save_checkpoint(model, tokenizer, temporary)
+        checkpoint.load_checkpoint(temporary)
         if importlib.util.find_spec("peft") and not (rows.keys() - set(markers)):
             _verify_import(model.eval(), tokenizer, task, path, [m for m in markers if m in rows])
     return model
@@ -171,8 +171,8 @@ def _trained_rows(path, config, model, tokenizer, tables):
     words = backbones.read_tokenizer(path) if (path / "tokenizer_config.json").is_file() else tokenizer
     for name in dict.fromkeys(names):
         table = model.get_submodule(name).weight
-        found = [(module, kind) for module, kind in tables if module == name or name.endswith(f".{module}")]
-        for module, kind in found:
+        matches = [(module, kind) for module, kind in tables if module == name or name.endswith(f".{module}")]
+        for module, kind in matches:
             tensor, ids = tables.pop((module, kind)), None
             if kind == "weight":
                 if not torch.equal(tensor[:first], table[:first]):
@@ -213,14 +213,14 @@ def _sites(model, parts, file, flag):
     Raises:
         UserError: a module that the backbone does not have, or that no method here adapts.
     """
-    places, found = {name: at for at, name in projection_names(model).items()}, {}
+    roles, sites = {name: at for at, name in projection_names(model).items()}, {}
     for (module, part), tensor in parts.items():
-        if module not in places:
+        if module not in roles:
             raise UserError(f"it adapts {module}, which is not a linear map of a block of this backbone", location=file,
-                            expected=f"one of those of {flag}, such as {min(places)}",
+                            expected=f"one of those of {flag}, such as {min(roles)}",
                             remedy="name the backbone it was trained on: --model_checkpoint NAME")  # fmt: skip
-        found.setdefault(places[module], {})[part] = tensor
-    return found
+        sites.setdefault(roles[module], {})[part] = tensor
+    return sites
 
 
 def _read_lora(model, parts, config, file, flag):
@@ -228,12 +228,12 @@ def _read_lora(model, parts, config, file, flag):
 
     Modules of smaller rank are padded with zeros, and differing scales are folded into B, so the products are the same.
     """
-    found = _sites(model, parts, file, flag)
+    sites = _sites(model, parts, file, flag)
     names, backbone = projection_names(model), backbone_of(model.config)
     blocks = list(backbone.blocks(model))
-    rank = max(tensors["lora_A"].shape[0] for tensors in found.values() if "lora_A" in tensors)
+    rank = max(tensors["lora_A"].shape[0] for tensors in sites.values() if "lora_A" in tensors)
     scales, matrices = {}, {}
-    for at, tensors in found.items():
+    for at, tensors in sites.items():
         if set(tensors) != {"lora_A", "lora_B"}:
             raise UserError(f"{names[at]} has only {' and '.join(tensors)}", location=file, expected="both matrices")
         a, b = tensors["lora_A"], tensors["lora_B"]
@@ -248,7 +248,7 @@ def _read_lora(model, parts, config, file, flag):
         pad = rank - own
         matrices[at] = torch.nn.functional.pad(a, (0, 0, 0, pad)), torch.nn.functional.pad(b, (0, pad))
     common = next((scale for scale in scales.values() if scale > 0), 1.0)
-    targets = {role.removeprefix("cross_") for _, role in found}
+    targets = {role.removeprefix("cross_") for _, role in sites}
     targets = targets - {"qkv"} | ({"q", "v"} if "qkv" in targets else set())
     settings = dict(lora_rank=rank, lora_alpha=float(common * rank), lora_targets=flags.projections(",".join(targets)))
     return settings, {at: dict(A=a, B=b * (scales[at] / common)) for at, (a, b) in matrices.items()}
@@ -256,9 +256,9 @@ def _read_lora(model, parts, config, file, flag):
 
 def _read_ia3(model, parts, config, file, flag):
     """(settings, {(block, role): {"": vector}}) of a peft (IA)3."""
-    found, backbone = _sites(model, parts, file, flag), backbone_of(model.config)
+    sites, backbone = _sites(model, parts, file, flag), backbone_of(model.config)
     names, blocks, vectors = projection_names(model), list(backbone.blocks(model)), {}
-    for at, tensors in found.items():
+    for at, tensors in sites.items():
         role, vector = at[1].removeprefix("cross_"), tensors["ia3_l"]
         inputs = role in INPUTS
         if role not in ("k", "v", "qkv", *INPUTS) or (vector.shape[0] == 1) != inputs:

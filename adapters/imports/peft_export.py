@@ -63,9 +63,9 @@ def export_task(run, output, task=None):
     _need_peft()
     refuse_taken(output)
     adapter = read_task(run, task)
-    with atomic_directory(output) as beside:
-        _write(adapter, beside)
-        share = largest_difference(adapter, beside)
+    with atomic_directory(output) as temporary:
+        _write(adapter, temporary)
+        share = largest_difference(adapter, temporary)
         check_logits_match(share, run)
     return adapter, share
 
@@ -87,8 +87,8 @@ def read_task(run, task=None):
     task = task or tasks[0]
     method = methods.get(task, {}).get("method")
     if trained or method not in KINDS:
-        found = "the backbone was trained too" if trained else f"task {task!r} was trained with the method {method}"
-        raise UserError(found, location=run, expected="a task trained with lora or ia3 on a frozen backbone",
+        problem = "the backbone was trained too" if trained else f"task {task!r} was trained with the method {method}"
+        raise UserError(problem, location=run, expected="a task trained with lora or ia3 on a frozen backbone",
                         remedy="train one: --method lora")  # fmt: skip
     if model.random_init_seed is not None:
         raise UserError("the backbone has random weights, which peft could not load", location=run,

@@ -50,12 +50,12 @@ def load_released(path, task=None, pointer=False):
     """
     state = _read_weights(Path(path) / "pytorch_model.bin")
     tokenizer = _tokenizer(path, state["transformer.wte.weight"].shape[0])
-    model, tokenizer = build(state, tokenizer, _config(path, state), task, pointer, location=path)
+    model, tokenizer = build_released(state, tokenizer, _config(path, state), task, pointer, location=path)
     model.config._name_or_path = str(Path(path).resolve())
     return model, tokenizer
 
 
-def build(state, tokenizer, config, task=None, pointer=False, location="released checkpoint"):
+def build_released(state, tokenizer, config, task=None, pointer=False, location="released checkpoint"):
     """A model from the original code's state dict.
 
     Args:
@@ -229,9 +229,9 @@ def _verify_equal(model, tokenizer, again, words, location, length=32):
     generator = torch.Generator().manual_seed(0)
     for task in [-1, *range(len(model.info.tasks))]:
         ids, types = torch.randint(len(tokenizer), (2, 1, length), generator=generator)
-        given = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([task]))
+        inputs = dict(input_ids=ids, token_type_ids=types, task_ids=torch.tensor([task]))
         with torch.no_grad():
-            if not torch.equal(model(**given).logits, again(**given).logits):
+            if not torch.equal(model(**inputs).logits, again(**inputs).logits):
                 raise UserError("the written directory gives other logits", location=location, expected="the source's")
 
 

@@ -151,7 +151,7 @@ class SelfCopying:
     def label_scores(self, hidden, labels, ids):
         """As `TaskConditioned.label_scores`, with `nll`: the mixture is computed only at the labels' entries."""
         output = super().label_scores(hidden, labels, ids)
-        rows, at, targets = (on_device(each, hidden.device) for each in label_positions(labels))
+        rows, at, targets = (on_device(tensor, hidden.device) for tensor in label_positions(labels))
         attention, prefix = self.pointer.take()
         gate = self.gate(hidden[rows, at]).squeeze(-1)
         known = targets.clamp(min=0)

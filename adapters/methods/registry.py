@@ -92,11 +92,11 @@ def method_of(value, location=None):
             expected=", ".join(description.settings) or "none",
         )
     for name, (kind, default, _) in description.settings.items():
-        found = value.get(name, default)
+        setting = value.get(name, default)
         try:
-            if isinstance(found, bool) or getattr(flags, kind)(str(found)) != found:
-                raise ArgumentTypeError(f"{found!r}: expected {'a text' if isinstance(default, str) else 'a number'}")
+            if isinstance(setting, bool) or getattr(flags, kind)(str(setting)) != setting:
+                raise ArgumentTypeError(f"{setting!r}: expected {'a text' if isinstance(default, str) else 'a number'}")
         except ArgumentTypeError as error:
-            found, _, expected = str(error).partition(": expected ")
-            raise UserError(f"{name} is {found}", location=location or name, expected=expected) from None
+            problem, _, expected = str(error).partition(": expected ")
+            raise UserError(f"{name} is {problem}", location=location or name, expected=expected) from None
     return dict(method=description.name, **description.complete(value))

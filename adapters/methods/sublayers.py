@@ -76,7 +76,7 @@ class SublayerAdapters(TaskModules):
             wanted = {"pre_layer_norm": published["add_layer_norm_before_adapter"],
                       "post_layer_norm": published["add_layer_norm_after_adapter"]}  # fmt: skip
             self.norms.extend(nn.ModuleDict({site: nn.ModuleDict(
-                {norm: nn.LayerNorm(width, eps=NORM_EPS) for norm, there in wanted.items() if there}
+                {norm: nn.LayerNorm(width, eps=NORM_EPS) for norm, is_wanted in wanted.items() if is_wanted}
             ) for site in SITES}).to(device) for _ in self.blocks)  # fmt: skip
 
     def new(self, config, block, settings):

@@ -19,8 +19,8 @@ import sys
 
 from versatile.utils.errors import exit_on_user_error
 
+from bench.plan.arithmetic import measure_peak, render
 from bench.plan.rows import make_plan
-from bench.plan.sums import measure_peak, render
 from bench.plan.tables import CPU_SHARE, Device
 
 
@@ -38,8 +38,8 @@ def main(argv=None):
     args = parser().parse_args(argv)
     plan = make_plan(args.row)
     peak = args.peak * 1e9 if args.peak else measure_peak(plan.precision) if plan.phases else 0
-    here = Device("this machine", {plan.precision: peak}, CPU_SHARE)
-    print(render(plan, here))
+    this_machine = Device("this machine", {plan.precision: peak}, CPU_SHARE)
+    print(render(plan, this_machine))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from versatile.utils import recipes
 from versatile.utils.errors import UserError
 
-from bench.plan.sums import DECODING, Phase, Plan, Shape
+from bench.plan.arithmetic import DECODING, Phase, Plan, Shape
 from bench.plan.tables import GLUE, MARKED, QUESTIONS, T5_LENGTH, WEIGHTS
 
 PUBLISHED = ("vlm-", "lifelong-", "t5-", "camtl-")

@@ -123,11 +123,11 @@ def given_splits(args, suffix=""):
     return files
 
 
-def held_out_sizes(args, given, suffix=""):
+def held_out_sizes(args, split_sources, suffix=""):
     """{split: N} of the --valid_from_train and --test_from_train flags that are set."""
     sizes = {split: number for split in SPLITS if (number := getattr(args, f"{split}_from_train", None))}
     for split in sizes:
-        if split in given or "train" not in given:
+        if split in split_sources or "train" not in split_sources:
             raise UserError(
                 f"requires --train{suffix} and cannot be combined with --{split}{suffix}",
                 location=f"--{split}_from_train",
@@ -140,13 +140,13 @@ def held_out_sizes(args, given, suffix=""):
 def find_file(folders, name, *others):
     """The file called `name` or `name`.gz in one of the folders, or else one of the `others`."""
     for folder in folders:
-        for candidate in (each + packed for each in (name, *others) for packed in ("", ".gz")):
+        for candidate in (stem + packed for stem in (name, *others) for packed in ("", ".gz")):
             if os.path.isfile(os.path.join(folder, candidate)):
                 return os.path.join(folder, candidate)
-    there = []
+    entries = []
     with contextlib.suppress(OSError, ValueError):
-        there = sorted(os.listdir(folders[0]))
-    shown = ", ".join(there[:30]) + (", …" if len(there) > 30 else "")
+        entries = sorted(os.listdir(folders[0]))
+    shown = ", ".join(entries[:30]) + (", …" if len(entries) > 30 else "")
     raise UserError(
         f"no {name} or {name}.gz; it holds: {shown or 'nothing'}",
         location=f"--folder {folders[0]}",
@@ -193,24 +193,24 @@ def kept(items, split, report):
             yield record
 
 
-def split_records(given, sizes, read, report, key=None):
+def split_records(split_sources, sizes, read, report, key=None):
     """{split: iterator of records}, where the last records of the training files may become other splits.
 
     A training record that shares its text with a held-out one is dropped. Only the held-out records are kept in memory;
     the training files are then read twice.
 
     Args:
-        given: {split: argument of `read`}.
+        split_sources: {split: argument of `read`}.
         sizes: {"valid": N, "test": N} or a part of it. The training files are divided in the order train, valid, test.
         read: yields (record or None, drops) as `parsed` does.
         key: returns the text of a record that no two splits may share; needed with `sizes`.
     """
-    splits = {split: kept(read(value), split, report) for split, value in given.items()}
+    splits = {split: kept(read(value), split, report) for split, value in split_sources.items()}
     if not sizes:
         return splits
     number, total = sum(sizes.values()), 0
     tail = collections.deque(maxlen=number)
-    for record, drops in read(given["train"]):
+    for record, drops in read(split_sources["train"]):
         if record is not None:
             tail.append((record, drops))
             total += 1
@@ -226,7 +226,7 @@ def split_records(given, sizes, read, report, key=None):
         tail, part = tail[: -sizes[split]], tail[-sizes[split] :]
         splits[split] = kept(_apart(part, len(part), frozenset(held_out), key), split, report)
         held_out |= {key(record) for record, _ in part}
-    splits["train"] = kept(_apart(read(given["train"]), total - number, held_out, key), "train", report)
+    splits["train"] = kept(_apart(read(split_sources["train"]), total - number, held_out, key), "train", report)
     return {split: splits[split] for split in SPLITS if split in splits}
 
 
@@ -273,16 +273,16 @@ def tallied(splits, report, fact, number):
 def usable(text, what, location):
     """`text`, stripped; raises `UserError` if it is not a string, is blank, contains a null byte or is not UTF-8."""
     if not isinstance(text, str):
-        found = f"is {brief(text)}"
+        problem = f"is {brief(text)}"
     elif "\0" in text:
-        found = "holds a null byte"
+        problem = "holds a null byte"
     elif text != text.encode("utf-8", "replace").decode("utf-8"):
-        found = "is not UTF-8 text"
+        problem = "is not UTF-8 text"
     elif not text.strip():
-        found = "is blank"
+        problem = "is blank"
     else:
         return text.strip()
-    raise UserError(f"{what} {found}", location=location, expected="a text that is not blank", remedy="correct it")
+    raise UserError(f"{what} {problem}", location=location, expected="a text that is not blank", remedy="correct it")
 
 
 def json_records(path, key, expected):

@@ -96,12 +96,12 @@ def _text_dialogues(path):
 
 def _from_text(lines, location, drops, keep):
     personality, history, utterances, began = [], [], [], False
-    for number, (here, line) in enumerate(lines, start=1):
+    for number, (line_location, line) in enumerate(lines, start=1):
         match = _NUMBERED.match(line)
         if not match or int(match[1]) != number:
             raise UserError(
                 f"begins with {line[:20].strip()!r}",
-                location=here,
+                location=line_location,
                 expected=f"line {number} of the dialogue, beginning with '{number} ', or '1 ' for the next one",
             )
         persona = _PERSONA.match(match[2]) if "\t" not in match[2] else None
@@ -109,11 +109,11 @@ def _from_text(lines, location, drops, keep):
             drops["lines with the partner's persona"] += 1
         elif persona:
             if began:
-                raise UserError("is a persona line after the first turn", location=here, expected=_LAYOUT)
-            personality.append(usable(persona[2], "the persona sentence", here))
+                raise UserError("is a persona line after the first turn", location=line_location, expected=_LAYOUT)
+            personality.append(usable(persona[2], "the persona sentence", line_location))
         else:
             began = True
-            partner, reply, wrong = _turn(match[2], here)
+            partner, reply, wrong = _turn(match[2], line_location)
             if SILENCE in (partner, reply):
                 drops[f"exchanges with {SILENCE}"] += 1
                 continue
@@ -150,16 +150,17 @@ def _from_json(dialogue, location, drops, keep):
     ]
     utterances = []
     for index, utterance in enumerate(records_field(dialogue, "utterances", location)):
-        here = f"{location}.utterances[{index}]"
-        history = [usable(text, "a turn of the history", here) for text in texts_field(utterance, "history", here)]
-        candidates = texts_field(utterance, "candidates", here)
+        turn_location = f"{location}.utterances[{index}]"
+        texts = texts_field(utterance, "history", turn_location)
+        history = [usable(text, "a turn of the history", turn_location) for text in texts]
+        candidates = texts_field(utterance, "candidates", turn_location)
         if not history or not candidates:
             raise UserError(
                 f"{'history' if not history else 'candidates'!r} is empty",
-                location=here,
+                location=turn_location,
                 expected="the turns so far, and at least the gold reply, which comes last",
             )
-        gold = usable(candidates[-1], "the gold reply", here)
+        gold = usable(candidates[-1], "the gold reply", turn_location)
         if SILENCE in (history[-1], gold):
             drops[f"exchanges with {SILENCE}"] += 1
             continue

@@ -82,8 +82,8 @@ def _pairs(path):
             is_list = not isinstance(value, (str, int, float, type(None)))
             for _ in value if is_list else ():
                 pass
-            found = "is a list" if is_list else f"is {brief(value)}"
-            yield location, UserError(found, location=location, expected=_EXPECTED)
+            problem = "is a list" if is_list else f"is {brief(value)}"
+            yield location, UserError(problem, location=location, expected=_EXPECTED)
 
 
 def _row(task, pair, location):

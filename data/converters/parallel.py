@@ -175,8 +175,8 @@ def _tagged_lines(path, dropped=None):
     talk = "outside any talk"
     for line, text in text_lines(path):
         if _METADATA.match(text):
-            if found := _TALK.match(text):
-                talk = f"in talk {found[1]}"
+            if match := _TALK.match(text):
+                talk = f"in talk {match[1]}"
             if dropped is not None:
                 dropped["metadata lines"] += 1
         else:

@@ -83,12 +83,13 @@ def _turns(story, name, location):
     """{turn_id: text} of a list of questions or answers."""
     turns = {}
     for index, item in enumerate(records_field(story, name, location)):
-        turn, here = item.get("turn_id"), f"{location}.{name}[{index}]"
+        turn, item_location = item.get("turn_id"), f"{location}.{name}[{index}]"
         if type(turn) is not int:
-            raise UserError(f"'turn_id' is {brief(turn)}", location=here, expected="a whole number")
+            raise UserError(f"'turn_id' is {brief(turn)}", location=item_location, expected="a whole number")
         if turn in turns:
-            raise UserError(f"a second text for turn {turn}", location=here, expected="each turn_id once")
-        turns[turn] = usable(text_field(item, "input_text", here), f"'input_text' of turn {turn}", here)
+            raise UserError(f"a second text for turn {turn}", location=item_location, expected="each turn_id once")
+        text = text_field(item, "input_text", item_location)
+        turns[turn] = usable(text, f"'input_text' of turn {turn}", item_location)
     return turns
 
 
@@ -150,20 +151,22 @@ def _paragraph(raw, location, drops, unanswerable):
     document = usable(text_field(paragraph, "context", location), "'context'", location)
     utterances = []
     for index, question in enumerate(records_field(paragraph, "qas", location)):
-        here = f"{location}.qas[{index}]"
-        asked = usable(text_field(question, "question", here), "'question'", here)
-        if _impossible(question, here):
+        question_location = f"{location}.qas[{index}]"
+        question_text = usable(text_field(question, "question", question_location), "'question'", question_location)
+        if _impossible(question, question_location):
             if not unanswerable:
                 drops["impossible questions"] += 1
                 continue
             answers = [unanswerable]
         else:
-            entries = records_field(question, "answers", here)
-            answers = list(dict.fromkeys(usable(text_field(one, "text", here), "'text'", here) for one in entries))
+            entries = records_field(question, "answers", question_location)
+            texts = (text_field(entry, "text", question_location) for entry in entries)
+            answers = list(dict.fromkeys(usable(text, "'text'", question_location) for text in texts))
             if not answers:
-                raise UserError("'answers' is empty", location=here, expected="an answer, or 'is_impossible': true")
+                raise UserError("'answers' is empty", location=question_location,
+                                expected="an answer, or 'is_impossible': true")  # fmt: skip
         turn = len(utterances) + 1
-        utterances.append({"turn_id": turn, "history": [asked], "candidates": answers[:1], "answers": answers})
+        utterances.append({"turn_id": turn, "history": [question_text], "candidates": answers[:1], "answers": answers})
     if not utterances:
         drops["paragraphs left without a question"] += 1
         return None

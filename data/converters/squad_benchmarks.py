@@ -55,11 +55,11 @@ def _folders(args, places, report, sources=None):
 
 def _held_out(args, report, task, train):
     """(training samples, validation samples drawn at random); training samples that share a text are dropped."""
-    asked = args.valid_from_train
-    number = min(max(len(train) // 10, 1), MOST_HELD_OUT) if asked is None else asked
+    requested = args.valid_from_train
+    number = min(max(len(train) // 10, 1), MOST_HELD_OUT) if requested is None else requested
     if number >= len(train):
         raise UserError(f"{number} rows of {task} are to be held out, and it has {len(train)}",
-                        location=f"--valid_from_train {number}" if asked else f"--folder {args.folder}",
+                        location=f"--valid_from_train {number}" if requested else f"--folder {args.folder}",
                         expected=f"fewer than {len(train)}", remedy="hold fewer out")  # fmt: skip
     chosen = set(random.Random(f"{args.seed} {task}").sample(range(len(train)), number))
     valid = [train[i] for i in sorted(chosen)]
@@ -158,8 +158,8 @@ def classification(args, report):
     def read(task, folder, split):
         labels_path, path = (find_file([folder], name) for name in ("labels.json", f"{split}.json"))
         labels = [usable(label, "a label", location) for location, label in list_items(labels_path)]
-        asked = _ASKED.get(CLASSIFICATION[task][0].split("/")[0])
-        question, samples = f"{asked} Option: {', '.join(labels)}" if asked else "", []
+        question_start = _ASKED.get(CLASSIFICATION[task][0].split("/")[0])
+        question, samples = f"{question_start} Option: {', '.join(labels)}" if question_start else "", []
         for location, record in list_items(path):
             sentence, label = (_text(record, name, location) for name in ("sentence", "label"))
             if label == "-":

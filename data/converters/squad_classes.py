@@ -76,8 +76,8 @@ def choice_question(classes):
 
 def _class_names(name, args, path):
     default = _POLES if getattr(args, "polarity", False) else _CLASSES[name]
-    beside = os.path.join(os.path.dirname(path), "classes.txt")
-    file = args.classes or (beside if os.path.isfile(beside) else None)
+    own_file = os.path.join(os.path.dirname(path), "classes.txt")
+    file = args.classes or (own_file if os.path.isfile(own_file) else None)
     if not file:
         return default
     classes = [text.strip() for _, text in text_lines(file) if text.strip()]

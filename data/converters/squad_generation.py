@@ -107,8 +107,8 @@ def _acts(path):
         items = loads("".join(text for _, text in lines[start:]), path)
     except UserError as error:
         line = start + getattr(error.__cause__, "lineno", 1)
-        found = error.found.replace("is not JSON", "is not valid JSON")
-        raise UserError(found, location=f"{path}:{line}", expected=expected,
+        problem = error.found.replace("is not JSON", "is not valid JSON")
+        raise UserError(problem, location=f"{path}:{line}", expected=expected,
                         remedy="copy the file again, or correct it there") from error  # fmt: skip
     if not isinstance(items, list):
         raise UserError(
@@ -138,14 +138,14 @@ def cnn_dailymail(args, report):
     rest is as for the format cnn_dailymail.
     """
 
-    def asked(record):
+    def question_of(record):
         lines = (line if line.endswith(_ENDS) else f"{line}." for line in record["tgt"].split("\n"))
         texts = (unicodedata.normalize("NFKC", text) for text in (record["src"], " ".join(lines)))
         context, answer = texts
         return sample(context, "What is the summary?", [answer])
 
     splits = FORMATS["cnn_dailymail"].read(args, report)
-    return {split: map(asked, records) for split, records in splits.items()}
+    return {split: map(question_of, records) for split, records in splits.items()}
 
 
 _ENDS = (".", "!", "?", "'", "`", '"', "\u2019", "\u201d", ")")
@@ -168,11 +168,11 @@ def iwslt(args, report):
     are dropped.
     """
 
-    def asked(split, records):
+    def questions_of(split, records):
         for record in records:
             if record["src"] and record["tgt"]:
                 yield sample(record["src"], "Translate from English to German", [record["tgt"]])
             else:
                 report.dropped[split]["one side empty"] += 1
 
-    return {split: asked(split, records) for split, records in FORMATS["iwslt"].read(args, report).items()}
+    return {split: questions_of(split, records) for split, records in FORMATS["iwslt"].read(args, report).items()}

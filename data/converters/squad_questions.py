@@ -57,10 +57,10 @@ def _turns(raw, location, drops):
     number, dialogue = raw
     known, questions = [], []
     for index, turn in enumerate(records_field(dialogue, "dialogue", location)):
-        here = f"{location}.dialogue[{index}]"
-        utterance = usable(text_field(turn, "transcript", here), "'transcript'", here)
-        acts = ", ".join(_act(act, here) for act in _list(turn, "system_acts", here))
-        constraints, requests = _state(turn, here)
+        turn_location = f"{location}.dialogue[{index}]"
+        utterance = usable(text_field(turn, "transcript", turn_location), "'transcript'", turn_location)
+        acts = ", ".join(_act(act, turn_location) for act in _list(turn, "system_acts", turn_location))
+        constraints, requests = _state(turn, turn_location)
         new = ", ".join(f"{slot}: {value}" for slot, value in constraints if (slot, value) not in known)
         answer = f"{new}; {', '.join(requests)}".strip()
         known = constraints
@@ -174,7 +174,7 @@ def _query(headers):
     words = ", ".join([*AGGREGATIONS[1:], *OPERATORS, *KEY_WORDS])
 
     def parse(record, location, drops):
-        asked = usable(text_field(record, "question", location), "'question'", location)
+        question_text = usable(text_field(record, "question", location), "'question'", location)
         table = text_field(record, "table_id", location)
         if table not in headers:
             raise UserError(f"no table {table!r}", location=location, expected="a table in the table files",
@@ -188,7 +188,7 @@ def _query(headers):
         gold = {"sql": {key: sql[key] for key in ("sel", "conds", "agg")}, "table": {"header": header, "id": table},
                 "answer": answer}  # fmt: skip
         # No space before the dashes, as in decaNLP.
-        return (f"The table has columns {columns} and key words {words}-- {asked}", answer, gold)
+        return (f"The table has columns {columns} and key words {words}-- {question_text}", answer, gold)
 
     return parse
 
@@ -278,19 +278,20 @@ def _questions(record):
 def _check(article, location, version, train):
     """Raise a `UserError` unless every question of an article can be learned from."""
     for number, paragraph in enumerate(records_field(article, "paragraphs", location)):
-        here = f"{location}.paragraphs[{number}]"
-        context = text_field(paragraph, "context", here)
-        usable(context, "'context'", here)
-        for index, question in enumerate(records_field(paragraph, "qas", here)):
-            there = f"{here}.qas[{index}]"
-            usable(text_field(question, "question", there), "'question'", there)
-            answers = records_field(question, "answers", there)
+        paragraph_location = f"{location}.paragraphs[{number}]"
+        context = text_field(paragraph, "context", paragraph_location)
+        usable(context, "'context'", paragraph_location)
+        for index, question in enumerate(records_field(paragraph, "qas", paragraph_location)):
+            question_location = f"{paragraph_location}.qas[{index}]"
+            usable(text_field(question, "question", question_location), "'question'", question_location)
+            answers = records_field(question, "answers", question_location)
             if (not answers and version == "1.1") or (len(answers) > 1 and train):
-                raise UserError(f"{len(answers)} answers", location=there,
+                raise UserError(f"{len(answers)} answers", location=question_location,
                                 expected="one, to learn from" if train else "at least one in SQuAD 1.1")  # fmt: skip
             for answer in answers:
-                text, start = text_field(answer, "text", there), answer.get("answer_start")
-                usable(text, "an answer", there)
+                text, start = text_field(answer, "text", question_location), answer.get("answer_start")
+                usable(text, "an answer", question_location)
                 if start is not None and (type(start) is not int or start < 0 or not context.startswith(text, start)):
                     raise UserError(f"the answer {brief(text)} does not begin at {brief(start)} in the context",
-                                    location=there, expected="the position where it begins, in characters")  # fmt: skip
+                                    location=question_location,
+                                    expected="the position where it begins, in characters")  # fmt: skip

@@ -46,12 +46,12 @@ def sample(context, question, answers, id=None, gold=None):
         gold: its entry in the file of true answers (`data.question_task.LifelongTask.gold`).
     """
     if id is None:
-        asked = {"question": question, "answers": [{"text": text} for text in answers]}
-        article = {"paragraphs": [{"context": context, "qas": [asked]}]}
+        question_entry = {"question": question, "answers": [{"text": text} for text in answers]}
+        article = {"paragraphs": [{"context": context, "qas": [question_entry]}]}
     else:
         answer_spans = [{"answer_start": None, "text": text} for text in answers]
-        asked = {"id": id, "answers": answer_spans, "question": question, "is_impossible": False}
-        article = {"title": "dummy", "paragraphs": [{"context": context, "qas": [asked]}]}
+        question_entry = {"id": id, "answers": answer_spans, "question": question, "is_impossible": False}
+        article = {"title": "dummy", "paragraphs": [{"context": context, "qas": [question_entry]}]}
     return {"article": article, "gold": gold}
 
 

@@ -66,7 +66,7 @@ def cnn_dailymail(args, report):
             remedy="add --stories FOLDER",
         )
     suffix = "_list" if args.stories else ""
-    given = given_splits(args, suffix)
+    split_sources = given_splits(args, suffix)
     for folder in args.stories or ():
         if not os.path.isdir(folder):
             raise UserError("is not a folder", location=f"--stories {folder}", remedy="check the path for a typo")
@@ -75,8 +75,8 @@ def cnn_dailymail(args, report):
         raws = _listed_stories(path, args.stories) if args.stories else _rows(path)
         return parsed(raws, _record, args.skip_bad)
 
-    sizes = held_out_sizes(args, given, suffix)
-    return split_records(given, sizes, read, report, key=lambda record: record["src"])
+    sizes = held_out_sizes(args, split_sources, suffix)
+    return split_records(split_sources, sizes, read, report, key=lambda record: record["src"])
 
 
 def _record(raw, location, drops):

@@ -41,8 +41,8 @@ def superni_instances(path):
 
 def _definition(path):
     """A task's definition; files have it as a text or as a list of one text."""
-    found = top_level_value(path, "Definition")
-    return usable(found[0] if isinstance(found, list) and found else found, "'Definition'", path)
+    definition = top_level_value(path, "Definition")
+    return usable(definition[0] if isinstance(definition, list) and definition else definition, "'Definition'", path)
 
 
 def _instance(definition, record, location):
@@ -84,5 +84,6 @@ def superni(args, report):
     def read(path):
         return parsed(superni_instances(path), parse, args.skip_bad)
 
-    given = given_splits(args)
-    return split_records(given, held_out_sizes(args, given), read, report, key=lambda record: record["src"])
+    split_sources = given_splits(args)
+    sizes = held_out_sizes(args, split_sources)
+    return split_records(split_sources, sizes, read, report, key=lambda record: record["src"])

@@ -28,8 +28,8 @@ def gen_token(task, add_task_tokens):
 
 def first_token(tokenizer):
     """The id, in a tuple, of the token that begins a text: the tokenizer's bos, else its eos; () without either."""
-    found = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return () if found is None else (found,)
+    first_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return () if first_id is None else (first_id,)
 
 
 def special_tokens(tasks, add_task_tokens=False, use_sep=False):

@@ -87,11 +87,11 @@ def load_split(data_dir, name, split, tokenizer, max_length, *, limit=None, cach
         overwrite: encode even if the cache has an entry.
 
     Raises:
-        UserError: the file is unusable, see `data.glue.read`; rows of "train" or "dev" have no labels.
+        UserError: the file is unusable, see `data.glue.read_examples`; rows of "train" or "dev" have no labels.
     """
     task, path = glue.get_task(name), glue.path_of(data_dir, name, split)
     if not path.is_file() and not task.pairs:
-        glue.read(data_dir, name, split)
+        glue.read_examples(data_dir, name, split)
     content = task.content_key(split, data_dir) if task.pairs else fingerprint(path)
     return load_encoded(PairEncoder(tokenizer, max_length), task, split, _read_examples(data_dir, task, split), content,
                         settings=[split], limit=limit, cache_dir=cache_dir, overwrite=overwrite)  # fmt: skip

@@ -178,8 +178,8 @@ def make_summarization(seed=42):
     rng = random.Random(seed)
     records, seen = [], set()
     while len(records) < 190:
-        made = record(rng)
-        if made["tgt"] not in seen and 80 <= len(made["src"].split()) <= 150:
-            seen.add(made["tgt"])
-            records.append(made)
+        article = record(rng)
+        if article["tgt"] not in seen and 80 <= len(article["src"].split()) <= 150:
+            seen.add(article["tgt"])
+            records.append(article)
     return {"train": records[:150], "valid": records[150:170], "test": records[170:]}

@@ -147,15 +147,15 @@ def conversation(rng):
     persona = rng.sample(list(TOPICS), rng.choice((4, 4, 5)))
     values = {topic: rng.choice(TOPICS[topic].values) for topic in persona}
     missing = rng.choice([topic for topic in TOPICS if topic not in values])
-    asked = rng.sample(persona, 3) + [missing] * (rng.random() < 0.5)
-    rng.shuffle(asked)
+    topics = rng.sample(persona, 3) + [missing] * (rng.random() < 0.5)
+    rng.shuffle(topics)
     questions = []
-    for topic in asked:
+    for topic in topics:
         questions.append((topic, False))
         if topic in values and rng.random() < 0.6:
             questions.append((topic, True))
     for topic in persona:
-        if len(questions) < 4 and topic not in asked:
+        if len(questions) < 4 and topic not in topics:
             questions.append((topic, False))
     history, utterances, last, asked_back = [], [], None, False
     for number, (topic, later) in enumerate(questions[: rng.choice((4, 5, 5, 6))]):

@@ -63,29 +63,29 @@ NLG_QUESTION = "what is the natural language form ?"
 def make_ag(seed=42):
     """{split: a list of `QA`} of ag."""
     rng = random.Random(seed)
-    made, seen = [], set()
-    while len(made) < TRAIN + TEST:
+    questions, seen = [], set()
+    while len(questions) < TRAIN + TEST:
         # All topics equally often.
-        topic = list(TOPICS)[len(made) % len(TOPICS)]
+        topic = list(TOPICS)[len(questions) % len(TOPICS)]
         headline, sentence = map(rng.choice, TOPICS[topic])
         words = dict(place=rng.choice(PLACES), person=rng.choice(PEOPLE), number=rng.randint(3, 90))
         text = f"{headline} {sentence}".format(**words)
         if text not in seen:
             seen.add(text)
-            made.append(QA(text, TOPIC_QUESTION, (topic,)))
-    return {"train": made[:TRAIN], "test": made[TRAIN:]}
+            questions.append(QA(text, TOPIC_QUESTION, (topic,)))
+    return {"train": questions[:TRAIN], "test": questions[TRAIN:]}
 
 
 def make_e2enlg():
     """{split: a list of `QA`} of e2enlg."""
-    records, made = make_nlg(), {}
+    records, splits = make_nlg(), {}
     for split, count in (("train", TRAIN), ("test", TEST)):
-        made[split] = []
+        splits[split] = []
         for number, record in enumerate(records[split][:count]):
             context = ", ".join(f"{slot}[{value}]" for slot, value in record["src"].items())
             answers = tuple(record.get("refs", [record["tgt"]]))
-            made[split].append(QA(context, NLG_QUESTION, answers, f"{split}-{number}"))
-    return made
+            splits[split].append(QA(context, NLG_QUESTION, answers, f"{split}-{number}"))
+    return splits
 
 
 MAKERS = {"ag": make_ag, "e2enlg": make_e2enlg}
@@ -93,10 +93,10 @@ MAKERS = {"ag": make_ag, "e2enlg": make_e2enlg}
 
 def main():
     for task, make in MAKERS.items():
-        for split, made in make().items():
+        for split, questions in make().items():
             path = HERE / "lifelong" / TASKS[task].filename(split)
-            samples.save_samples(path, made)
-            print(f"wrote {path}: {len(made)}")
+            samples.save_samples(path, questions)
+            print(f"wrote {path}: {len(questions)}")
 
 
 if __name__ == "__main__":

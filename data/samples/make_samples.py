@@ -106,15 +106,15 @@ def location(rng, mr):
 
 def noun_phrase(rng, mr, slots):
     """("a cheap Thai pub", the slots it does not express); the phrase is None if it would express nothing."""
-    said = [slot for slot in slots if (slot, mr[slot]) in ADJECTIVES and rng.random() < 0.5][:2]
-    rng.shuffle(said)
-    words = [", ".join(rng.choice(ADJECTIVES[slot, mr[slot]]) for slot in said)]
+    chosen = [slot for slot in slots if (slot, mr[slot]) in ADJECTIVES and rng.random() < 0.5][:2]
+    rng.shuffle(chosen)
+    words = [", ".join(rng.choice(ADJECTIVES[slot, mr[slot]]) for slot in chosen)]
     if "food" in slots and rng.random() < 0.6:
-        said.append("food")
+        chosen.append("food")
         words.append(mr["food"])
-    rest = [slot for slot in slots if slot not in said]
+    rest = [slot for slot in slots if slot not in chosen]
     rng.shuffle(rest)
-    if not said and "eatType" not in mr:
+    if not chosen and "eatType" not in mr:
         return None, rest
     words.append(mr.get("eatType") or rng.choice(("place", "venue")))
     return with_article(" ".join(word for word in words if word)), rest

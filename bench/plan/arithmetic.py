@@ -132,11 +132,11 @@ def compute_memory(plan):
             "scores": 8 * rows * labels * shape.vocabulary}  # fmt: skip
 
 
-def render(plan, here):
+def render(plan, this_machine):
     """A plan as text.
 
     Args:
-        here: `Device` of this machine.
+        this_machine: `Device` of this machine.
     """
     lines = [f"{plan.row}: python {' '.join(plan.command)}", "", *_describe_needs(plan)]
     if not plan.phases:
@@ -157,7 +157,7 @@ def render(plan, here):
     lines.append(_line("memory", f"about {sum(memory.values()) / 1e9:.1f} GB: {parts}"))
     caveat = ("A factor of two either way. A GPU takes at least the time to start its small batches; validation, "
               "evaluation and waiting for data are not counted.")  # fmt: skip
-    return "\n".join([*lines, "", *_describe_hours(plan, here), "", caveat])
+    return "\n".join([*lines, "", *_describe_hours(plan, this_machine), "", caveat])
 
 
 def _describe_needs(plan):
@@ -172,12 +172,12 @@ def _describe_needs(plan):
     return lines + [_line("before", note) for note in plan.notes]
 
 
-def _describe_hours(plan, here):
+def _describe_hours(plan, this_machine):
     lines = []
     kinds = dict.fromkeys(phase.kind for phase in plan.phases)
-    for device in (here, *GPUS):
-        source = "measured now" if device is here else "data sheet"
-        precisions = [plan.precision] if device is here else dict.fromkeys(["bf16", plan.precision])
+    for device in (this_machine, *GPUS):
+        source = "measured now" if device is this_machine else "data sheet"
+        precisions = [plan.precision] if device is this_machine else dict.fromkeys(["bf16", plan.precision])
         for precision in precisions:
             hours = compute_hours(plan.phases, plan.shape, device, precision)
             shares = ", ".join(f"{100 * choose_share(device, kind, precision):g} % in {kind}" for kind in kinds)
