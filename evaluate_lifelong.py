@@ -37,7 +37,7 @@ from versatile.utils.errors import UserError, exit_on_user_error
 
 # Flags of train_lifelong.py, ignored here: as in the originals, both scripts can be called with the same flags.
 SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers", "--only_final")
-TRAINING = ("--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps", "--n_gpus", "--n_gpu",
+TRAINING = ("--lm_lambda", "--max_n_epochs", "--min_batch_size", "--min_n_steps", "--memory_mib", "--n_gpus", "--n_gpu",
             "--n_warmup_ratio", "--decay_style", "--tokens_weight", "--teacher_dir")  # fmt: skip
 TRAINING_SETTINGS = ("n_epochs", "train_batch_size", "lr", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps",
                      "logging_steps", "report_to", "gradient_accumulation_steps", "adam_eps", "weight_decay",
@@ -47,8 +47,9 @@ TRAINING_SETTINGS = ("n_epochs", "train_batch_size", "lr", "lr_scheduler_type", 
 # Those that take any number of values.
 LISTS = ("--skip_tasks", *strategies.collect_flags("flags"))
 # Flags that name a sequence. Given with --model_dirs, they must match what was trained there; seeds may differ.
-NAMING = ("tasks", "seq_train_type", "adapter_bottleneck", "own_adapters", "distil", "seq_distil",
-          *strategies.naming_flags(), "unbound", *sequence.METHOD_FLAGS)  # fmt: skip
+NAMING = ("tasks", "seq_train_type", "model_checkpoint", "gen_lm_sample_percentage", "adapter_bottleneck",
+          "own_adapters", "distil", "seq_distil", *strategies.naming_flags(), "unbound",
+          *sequence.METHOD_FLAGS)  # fmt: skip
 
 
 def parser():
@@ -113,6 +114,7 @@ def evaluate(args, typed_flags):
     import ignite.distributed as idist
     from versatile.data.own_tasks import relocate
     from versatile.lifelong import matrix, scoring
+    from versatile.training.runs import absolute_paths
     from versatile.utils import devices
     from versatile.utils.files import writable_directory
 
@@ -122,6 +124,8 @@ def evaluate(args, typed_flags):
     for name, source in (args.own_tasks or {}).items():
         relocate(name, source, "--tasks")
     named = {flag: value for flag, value in typed_flags.items() if flag in NAMING}
+    if "model_checkpoint" in named:
+        named["model_checkpoint"] = absolute_paths(named["model_checkpoint"])
     if set(named.get("tasks", ())) <= {*(args.own_tasks or ())} & {*runs[0].flags.tasks}:
         # Only the data of these tasks have moved.
         named.pop("tasks", None)
@@ -136,7 +140,8 @@ def evaluate(args, typed_flags):
                              inference_name=args.infer_task, trained_only=args.trained_only)  # fmt: skip
     evaluation = dict(split="train" if args.test_training_set else "test", limit=args.limit, ref1=args.ref1,
                       decoding=config.sampling or "greedy")  # fmt: skip
-    alone = matrix.read_single_tasks(args.single_task, list(splits), [split.task.metric for split in splits.values()])
+    metrics = [split.task.metric for split in splits.values()]
+    alone = matrix.read_single_tasks(args.single_task, list(splits), metrics, evaluation)
     matrices, records = [], []
     for run, location in zip(runs, locations):
         print(f"\n{run.folder}: {', '.join(run.flags.tasks)}", flush=True)

@@ -174,8 +174,8 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
     """Decode what `partial` does not hold yet, with a progress bar."""
     import time
 
-    import torch
     from versatile.training import sentence_distillation as sentences
+    from versatile.utils.devices import out_of_memory
     from versatile.utils.progress import Progress
 
     if partial.done:
@@ -184,7 +184,9 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
     with Progress(len(inputs.prompts), "decoding", partial.outputs()) as done:
         try:
             tokens = sentences.decode_rest(*teacher, inputs, decoding, partial, dtype, done)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise UserError(f"out of memory: {first_line(error)}", location=f"--batch_size {args.batch_size}",
                             remedy="lower it, and add --restart if outputs are kept") from error  # fmt: skip
     seconds = max(time.monotonic() - started, 1e-9)

@@ -99,6 +99,9 @@ def add_training_flags(p):
                    help="batch size that is allowed whatever --min_n_steps says")  # fmt: skip
     g.add_argument("--min_n_steps", type=flags.positive, default=1500,
                    help="limit batches so that an epoch has at least N steps")  # fmt: skip
+    g.add_argument("--memory_mib", type=flags.positive, metavar="N",
+                   help="--train_batch_size 0: the memory, in MiB, that batches are made for (default: the device's; a "
+                        "resumed sequence keeps it)")  # fmt: skip
     settings.add(p, "gradient_accumulation_steps")
     settings.add(p, "lr", help="peak learning rate (default: 6.25e-5, with an adapter 1e-3)")
     settings.add(p, "adam_eps", help="Adam's epsilon (default: 1e-4, with an adapter 1e-6)")
@@ -154,8 +157,13 @@ def check_flags(p, args):
     strategies.get_strategy(args).check(args)
     if args.dynamic_epochs and args.max_n_epochs < args.n_epochs:
         p.error(f"--dynamic_epochs: --max_n_epochs {args.max_n_epochs} is below --n_epochs {args.n_epochs}; raise it")
-    if args.lr_scheduler_type and args.decay_style != p.get_default("decay_style"):
-        p.error("--decay_style has no effect with --lr_scheduler_type: leave one of them out")
+    for flag in ("decay_style", "n_warmup_ratio"):
+        if args.lr_scheduler_type and getattr(args, flag) != p.get_default(flag):
+            p.error(f"--{flag} has no effect with --lr_scheduler_type: leave one of them out")
+    if args.kd_temperature != p.get_default("kd_temperature") and not args.distil:
+        p.error("--kd_temperature has no effect without --distil: leave it out")
+    if args.memory_mib and args.train_batch_size:
+        p.error("--memory_mib has no effect with --train_batch_size: leave one of them out")
     for flag in ("warmup_steps", "lr_scheduler_kwargs"):
         if getattr(args, flag) is not None and not args.lr_scheduler_type:
             p.error(f"--{flag} requires --lr_scheduler_type NAME")
@@ -173,13 +181,13 @@ def train(args, typed_flags):
     from versatile.adapters import attach as adapting
     from versatile.data import question_tasks as tasks
     from versatile.data.own_tasks import prepare_own_tasks
+    from versatile.lifelong import batches as batching
     from versatile.lifelong import learning
     from versatile.lifelong import teachers as teaching
     from versatile.lifelong.answers import check_lead_bos
     from versatile.training import experiment
 
     args, run = open_sequence(args, typed_flags)
-    args.push_to_hub = typed_flags.get("push_to_hub", args.push_to_hub)
     prepare_own_tasks(args)
     if run is not None:
         # run.json was written by a run that had passed these checks; the number of processes is checked below.
@@ -187,7 +195,11 @@ def train(args, typed_flags):
         check_flags(parser(), argparse.Namespace(**{**vars(args), "n_gpus": None}))
     tasks.sequence(args.tasks)
     args.output_dir = str(args.output_dir or sequence.directory(args))
+    check_skipped(args)
     dtype = experiment.check_before_loading(args, run)
+    if not args.train_batch_size and not args.memory_mib:
+        # Recorded, so that a sequence resumed on a machine with other memory has the same batches.
+        args.memory_mib = int(batching.memory_mib(idist.device()))
     if args.dynamic_epochs and args.max_n_epochs == args.n_epochs:
         experiment.print_once("warning: --dynamic_epochs changes nothing: no task may have more than --max_n_epochs "
                               f"{args.max_n_epochs}, as many as --n_epochs; raise the one or lower the "
@@ -218,7 +230,6 @@ def train(args, typed_flags):
     experiment.prepare_for_training(lifelong_model.model, args, dtype)
     if run is None:
         run = experiment.new_run(args, (), args.seq_train_type)
-    check_skipped(args, run)
     learning.Sequence(args, lifelong_model, data, run.directory, dtype, teachers.get).train()
     data = ["--data_dir", args.data_dir] if args.data_dir else []
     experiment.end_run(args, run, "evaluate_lifelong.py", *data, "--model_dirs", run.directory)
@@ -239,14 +250,17 @@ def open_sequence(args, typed_flags):
         typed_flags = known | typed_flags
         # Those of the user's own tasks are derived from --tasks only later.
         typed_flags = {flag: value for flag, value in typed_flags.items()
-                       if flag not in ("init_from", "task_definitions") or value}  # fmt: skip
+                       if flag not in ("init_from", "task_definitions", "memory_mib") or value}  # fmt: skip
         args.resume = str(folder)
     else:
         refuse_elsewhere(typed_flags, folder)
         sequence.refuse_stage(folder, "--resume", f"resume its sequence: {shell_words('--resume', folder.parent)}")
-    typed_flags = {flag: value for flag, value in typed_flags.items() if flag not in sequence.FREE}
+    fixed = {flag: value for flag, value in typed_flags.items() if flag not in sequence.FREE}
+    kept = {"resume", "output_dir", "init_fingerprint"}
+    free = {flag: typed_flags[flag] for flag in sequence.FREE & typed_flags.keys() - kept}
     try:
-        return experiment.open_run(parser(), args, typed_flags, "train_lifelong.py")
+        args, run = experiment.open_run(parser(), args, fixed, "train_lifelong.py")
+        return argparse.Namespace(**{**vars(args), "skip_tasks": None, **free}), run
     except UserError as error:
         if typed:
             raise
@@ -288,15 +302,16 @@ def distilled_texts(args, teachers, dtype):
     return files
 
 
-def check_skipped(args, run):
-    """Check that the tasks named by --skip_tasks are finished."""
-    import ignite.distributed as idist
+def check_skipped(args):
+    """Check that the tasks named by --skip_tasks are finished; the flag is not recorded."""
+    from versatile.data.task import canonical_name
 
-    finished = sequence.SequenceProgress(run.directory, idist.get_world_size()).finished
-    if missing := [task for task in args.skip_tasks or [] if task not in finished]:
+    finished = sequence.SequenceProgress(args.output_dir, None).finished
+    if missing := [task for task in args.skip_tasks or [] if canonical_name(task, "question_answer") not in finished]:
         raise UserError(f"{missing[0]} has not been trained yet", location="--skip_tasks",
                         expected="tasks of this sequence that are done: " + (", ".join(finished) or "none"),
                         remedy="leave the flag out: finished tasks are skipped automatically")  # fmt: skip
+    args.skip_tasks = None
 
 
 if __name__ == "__main__":

@@ -97,9 +97,10 @@ def _aligned(task, gold, samples):
 def texts(answers, references):
     """em, nf1 and nem: for each answer the score against the best-matching true answer, averaged over the answers.
 
-    em is 1 if the texts are equal character by character; nem if they are equal in lower case, without punctuation
-    and articles; nf1 is the F1 of the words that remain (Rajpurkar et al. 2016). If both the answer and the true
-    answer are left without words, the original gives an nf1 of 0; here, as in SQuAD 2.0, it is 1.
+    em is 1 if the texts are equal character by character, without surrounding white space, which answers never have;
+    nem if they are equal in lower case, without punctuation and articles; nf1 is the F1 of the words that remain
+    (Rajpurkar et al. 2016). If both the answer and the true answer are left without words, the original gives an nf1
+    of 0; here, as in SQuAD 2.0, it is 1.
     """
     check_counts(answers, references)
     nrefs = metrics.nrefs(references)
@@ -109,7 +110,8 @@ def texts(answers, references):
         return 100 * sum(best) / len(answers)
 
     return {
-        "em": Score(mean(lambda answer, right: float(answer == right)), f"{nrefs}|multi:best|case:mixed|scale:0-100"),
+        "em": Score(mean(lambda answer, right: float(answer.strip() == right.strip())),
+                    f"{nrefs}|multi:best|case:mixed|strip:yes|scale:0-100"),
         "nf1": Score(mean(qa_metrics.f1), f"{nrefs}|multi:best|{_NORMAL}|version:squad|scale:0-100"),
         "nem": Score(mean(qa_metrics.exact), f"{nrefs}|multi:best|{_NORMAL}|version:squad|scale:0-100"),
     }

@@ -12,6 +12,7 @@ from versatile.data.row_store import RowChain
 from versatile.lifelong.losses import Targets
 from versatile.training.callbacks import Callback
 from versatile.utils import machine
+from versatile.utils.devices import out_of_memory
 from versatile.utils.errors import UserError, first_line
 
 LENGTH_POWER = 1.163
@@ -265,8 +266,3 @@ class HalvingOnOutOfMemory:
     def load_state_dict(self, state):
         """Restore what `state_dict` returned."""
         self.size = state["size"]
-
-
-def out_of_memory(error):
-    """Whether an exception means that the GPU's or the machine's memory is exhausted."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -5,6 +5,7 @@ Strategies against forgetting live in `lifelong.strategies`.
 All randomness is a function of the seed and the position in the sequence, so no generator state needs saving.
 """
 
+import contextlib
 import gc
 import hashlib
 import sys
@@ -34,6 +35,7 @@ from versatile.lifelong.teachers import content_key, contents, load_teacher
 from versatile.training.callbacks import MaskAbsentTasks
 from versatile.training.experiment import prepare_for_training, print_once, resume_command
 from versatile.training.optimizers import build_adamw
+from versatile.training.run_locks import lock_directory, release_directory
 from versatile.training.runs import ModelFiles, record
 from versatile.training.schedules import choose_schedule
 from versatile.training.settings import Settings, StepPlan
@@ -314,7 +316,7 @@ class Sequence:
             # Importance depends on the number of samples in a batch, so it must not vary with the number of processes.
             budget, cap = float("inf"), args.train_batch_size * self.world
         else:
-            mib, half = batching.memory_mib(idist.device()), self.dtype != torch.float32
+            mib, half = args.memory_mib or batching.memory_mib(idist.device()), self.dtype != torch.float32
             budget = batching.budget(self.strategy.memory_share, mib, half, self.args.distil)
             cap = batching.most_samples(len(rows), args.min_n_steps, args.min_batch_size)
         return batching.LifelongBatches(rows, objective, self.tokenizer.pad_token_id, self.positions,
@@ -402,9 +404,6 @@ def train_teacher(args, task, dtype):
     key = content_key([settings, lifelong_model.fingerprint, idist.get_world_size(), contents(data[task])])
     folder = sequence.model_directory(args) / "teachers" / f"{task}_{key}"
     own.output_dir = str(folder)
-    if idist.get_rank() == 0 and not (folder / "run.json").exists():
-        # A teacher is a sequence of one task, which can be evaluated by itself.
-        write_json(folder / "run.json", record(own, method="lll"))
     if finished := sequence.SequenceProgress(folder, idist.get_world_size()).finished:
         sequence.check_models(folder, own, finished)
         print_once(f"{task}: the teacher already exists: {folder / task}")
@@ -414,8 +413,25 @@ def train_teacher(args, task, dtype):
     prepare_for_training(lifelong_model.model, args, dtype)
     # The sequence that the teacher is for has no directory yet: the same command trains on where it stopped.
     command = shell_command(Path(sys.argv[0]).name, *sys.argv[1:])
-    Sequence(own, lifelong_model, data, folder, dtype, command=command).train()
+    with teacher_directory(folder, own):
+        Sequence(own, lifelong_model, data, folder, dtype, command=command).train()
     return folder / task
+
+
+@contextlib.contextmanager
+def teacher_directory(folder, args):
+    """Keep other sequences that need the same teacher out of its directory while it is trained."""
+    if idist.get_rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock_directory(folder, "--train_teachers")
+        if not (folder / "run.json").exists():
+            # A teacher is a sequence of one task, which can be evaluated by itself.
+            write_json(folder / "run.json", record(args, method="lll"))
+    try:
+        yield
+    finally:
+        if idist.get_rank() == 0:
+            release_directory(folder)
 
 
 def rows_key(rows):

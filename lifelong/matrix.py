@@ -17,7 +17,7 @@ from versatile.utils.plots import save_figure, start_figure
 # The costs of a method, {key of a record: (column heading or axis label, size of its unit)}: in tables and in plots.
 TABLE_COSTS = {"seconds": ("seconds", 1), "peak_memory_mb": ("peak MB", 1), "stored_bytes": ("stored MB", 1e6)}
 AXIS_COSTS = {
-    "seconds": ("training, minutes", 60),
+    "seconds": ("optimizer steps, minutes", 60),
     "peak_memory_mb": ("peak memory, GB", 1000),
     "stored_bytes": ("stored for later tasks, MB", 1e6),
 }
@@ -252,15 +252,17 @@ def read_summary(folder):
     return matrix
 
 
-def read_single_tasks(folders, names, metric):
+def read_single_tasks(folders, names, metric, evaluation=None):
     """Scores of models that learned one task each: a list in the order of the tasks, with None where there is none.
 
     Args:
         folders: directories with a matrix.json that evaluate_lifelong.py wrote for a sequence of one task.
         names, metric: the tasks of the sequence and the names of their metrics.
+        evaluation: dict(split, limit, ref1, decoding) with which the sequence is evaluated; None: not compared.
 
     Raises:
-        UserError: a sequence has several tasks, a task that is not among these, or another metric.
+        UserError: a sequence has several tasks, a task that is not among these, another metric, or was evaluated with
+            other flags.
     """
     scores = {name: [] for name in names}
     for folder in folders:
@@ -270,6 +272,11 @@ def read_single_tasks(folders, names, metric):
             raise UserError(f"it is of {', '.join(results['tasks'])} by {kinds[0]}", location=location,
                             expected=f"a sequence of a single task, one of {', '.join(names)}, by the same score",
                             remedy="train the task by itself, and evaluate it: --tasks TASK")  # fmt: skip
+        # Files of older versions do not say it.
+        if differ := [key for key, value in (evaluation or {}).items() if key in results and results[key] != value]:
+            raise UserError(f"it was evaluated with {differ[0]} {results[differ[0]]}", location=location,
+                            expected=f"{differ[0]} {evaluation[differ[0]]}, as here",
+                            remedy="evaluate both with the same flags of evaluate_lifelong.py")  # fmt: skip
         scores[task].append(results["mean"]["rows"][0][0])
     # Several of one task are its seeds.
     return [_mean(values) if values else None for values in scores.values()] if folders else None

@@ -109,8 +109,8 @@ def load_or_generate(path, task, gen, count, model, tokenizer, encoder, sampling
     if (report := _report(report_path, settings)) and Path(path).is_file():
         rows = read_samples(path, encoder, gen, task)
         if len(rows) != report["kept"]:
-            raise UserError(f"holds {len(rows)} samples", location=path, expected=f"{report['kept']}, as {report_path} says",
-                            remedy=_REGENERATED)  # fmt: skip
+            raise UserError(f"holds {len(rows)} samples", location=path,
+                            expected=f"{report['kept']}, as {report_path} says", remedy=_REGENERATED)  # fmt: skip
         return rows, report
     samples = generate_samples(model, tokenizer, encoder, gen, count, sampling, **options)
     rejected, kept = Counter(), []
@@ -132,13 +132,18 @@ _REGENERATED = "remove the file: the samples will be generated again"
 
 
 def _report(path, settings):
-    """The report of samples that were drawn with these settings, or None."""
+    """The report of samples that were drawn with these settings, or None.
+
+    The batch size may differ: it is halved when memory runs out.
+    """
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     is_complete = isinstance(report, dict) and {"asked", "kept", "unfinished", "rejected", "settings"} <= report.keys()
-    return report if is_complete and report["settings"] == settings else None
+    stored = report["settings"] if is_complete and isinstance(report["settings"], dict) else {}
+    same = settings | {"batch_size": stored.get("batch_size")}
+    return report if stored == same else None
 
 
 def write_samples(path, samples, tokenizer, encoder, task):

@@ -8,7 +8,8 @@ from versatile.utils.errors import UserError
 
 METRICS = "training_metrics.json"
 # Flags that say where and how a run was trained, but do not define the experiment.
-_INCIDENTAL = {*sequence.FREE, *sequence.PRECISION, "seed", "data_dir", "own_tasks", "teacher_dir", "train_teachers"}
+_INCIDENTAL = {*sequence.FREE, *sequence.PRECISION, "seed", "data_dir", "own_tasks", "teacher_dir", "train_teachers",
+               "memory_mib"}  # fmt: skip
 
 
 def decisive_flags(known):

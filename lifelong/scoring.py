@@ -26,7 +26,8 @@ from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, write_json
 from versatile.utils.screen import resume_command
 
-BEFORE = "before"
+# Not the name of a task: these begin with a letter or a digit.
+BEFORE = "_before"
 GOLD = {"dialogue": samples.load_turns, "sql": samples.load_queries}
 
 
@@ -150,7 +151,8 @@ def read_splits(names, data_dir, split, limit=None, first=False):
                             location="--test_training_set", remedy="leave the flag out, or the task")  # fmt: skip
         qas = samples.load_task(task, data_dir, split)
         if blank := sum(not any(map(str.strip, qa.answers)) for qa in qas):
-            print(f"{task.name}: {blank} of {len(qas)} questions have a blank true answer; no answer to them is right")
+            print(f"{task.name}: {blank} of {len(qas)} questions have a blank true answer; only an empty answer to "
+                  "them is right")
         gold = GOLD[task.kind](tasks.find_gold(data_dir, task)) if task.gold else None
         if gold and limit and len(gold) == len(qas):
             # The gold targets are in the order of the ids.
@@ -191,7 +193,8 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
         task_scores, _ = stage_scores(Path(output) / BEFORE, load, splits, replace(config, shown=0))
         first = [task_scores[name][split.task.metric].value for name, split in splits.items()]
     rows, stages, inferred = [], list(sequence.stages(run.flags)), []
-    for stage in stages:
+    # Of tasks trained at once, or in parts that are not tasks, only the end is scored.
+    for stage in stages if stages == names or every_epoch else stages[-1:]:
         folder = sequence.stage_directory(run.folder, stage)
         models = {sequence.FINAL: folder}
         if every_epoch:
@@ -207,7 +210,6 @@ def compute_matrix(run, splits, config, output, every_epoch=False, before=False)
         rows.append([task_scores[name][split.task.metric].value if name in task_scores else None
                      for name, split in splits.items()])  # fmt: skip
         inferred.append([guesses.get(name, (None, None)) for name in names])
-    # Tasks trained at once, or in parts that are not tasks, have only the last row.
     rows, inferred = (some if stages == names else some[-1:] for some in (rows, inferred))
     empty = [[None] * len(names)] * (len(names) - len(rows))
     matrix = Matrix(names, empty + rows, first, metric)

@@ -15,6 +15,7 @@
 and _own to <seed> if each task has its own (_own_previous: it starts from the previous task's).
 """
 
+import json
 import os
 import re
 import shutil
@@ -300,10 +301,12 @@ def find_teacher(folder, task, only):
     if not folder.is_dir():
         raise UserError("no such directory", location=location, expected="teachers, one directory per task",
                         remedy=remedy)  # fmt: skip
-    single = re.compile(rf"{re.escape(task)}_([\d.]+(_\d+)?|[0-9a-f]{{12}})")
+    single = re.compile(rf"{re.escape(task)}_([\d.]+(e-\d+)?(_\d+)?|[0-9a-f]{{12}})")
     below = sorted(path / task for path in folder.iterdir() if single.fullmatch(path.name))
     candidates = [*([folder] if only else []), folder / task, folder / task / task, *below]
-    models = [path for path in candidates if is_model(path)]
+    # A variant's name has an ending: its flags say which task it learned.
+    variants = sorted(path / task for path in folder.iterdir() if _is_teacher(path, task))
+    models = [path for path in candidates if is_model(path)] or [path for path in variants if is_model(path)]
     if len(models) != 1:
         several = f"several teachers of {task}: {', '.join(map(str, models))}"
         if models:
@@ -312,6 +315,25 @@ def find_teacher(folder, task, only):
                         expected=f"one model: {task}/, {task}_<pct>_<seed>/{task}/ or {task}_<key>/{task}/",
                         remedy=remedy)  # fmt: skip
     return models[0]
+
+
+def _is_teacher(folder, task):
+    """Whether a directory is that of a sequence that consists of this task alone."""
+    known = stored_record(folder).get("flags") if folder.is_dir() else None
+    return isinstance(known, dict) and known.get("tasks") == [task]
+
+
+def tasks_learned(folder):
+    """Names of the tasks that a stage's model has been trained on, or None if its files do not say."""
+    try:
+        known = read_flags(Path(folder) / "run.json")
+        stage = json.loads((Path(folder) / "training_metrics.json").read_text(encoding="utf-8"))["task"]
+    except (UserError, OSError, ValueError, KeyError, TypeError):
+        return None
+    order = stages(known)
+    if known.unbound or stage not in order:
+        return None
+    return [name for other in list(order)[: list(order).index(stage) + 1] for name in order[other]]
 
 
 def is_model(folder):

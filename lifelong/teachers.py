@@ -133,12 +133,17 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
 
 
 def check_teacher_task(model, folder, task):
-    """Raise a `UserError` if a teacher's tasks have their own adapters, and this is not one of them."""
+    """Raise a `UserError` if a teacher was trained on other tasks only."""
+    learned, problem = sequence.tasks_learned(folder), None
     try:
         routing.task_id(model, task)
+        if learned is not None and task not in learned:
+            problem = f"it was trained on {', '.join(learned)}"
     except KeyError:
-        raise UserError(f"it holds the tasks {', '.join(model.info.tasks)}", location=f"the teacher {folder}",
-                        expected=f"a teacher of {task}", remedy="train one: --train_teachers") from None  # fmt: skip
+        problem = f"it holds the tasks {', '.join(model.info.tasks)}"
+    if problem:
+        raise UserError(problem, location=f"the teacher {folder}", expected=f"a teacher of {task}",
+                        remedy="train one: --train_teachers")  # fmt: skip
 
 
 def check_teachers(student, teachers, args):
@@ -171,8 +176,12 @@ def write_teacher_texts(args, task, folder, dtype):
 
             texts = HalvingOnOutOfMemory(32, "questions at once", print_line=print_once).run(work)
             samples.save_samples(path, [replace(qa, answers=(text,)) for qa, text in zip(qas, texts)])
+    blank = sum(not any(map(str.strip, qa.answers)) for qa in samples.load_samples(path, "distil"))
     texts = f"{counted(len(qas), 'text')} of the teacher"
     print_once(f"{task.name}: {texts} {'already in ' if exists else 'in '}{path}")
+    if blank:
+        print_once(f"warning: {blank:,} of them empty, which teach a student to answer nothing; train the teacher "
+                   "for longer")  # fmt: skip
     return path
 
 

@@ -260,7 +260,7 @@ def test_an_output_directory_takes_everything(runs, data, tmp_path, capsys):
     assert everything(runs / "one") == before
     found = json.loads((tmp_path / "out" / "matrix.json").read_text())
     assert (found["split"], found["limit"], found["ref1"], found["decoding"]["top_k"]) == ("test", 2, True, 5)
-    for stage in ("before", "ag", "sst"):
+    for stage in ("_before", "ag", "sst"):
         assert (tmp_path / "out" / "one" / stage / "metrics.json").is_file()
     found = json.loads((runs / "one" / "matrix.json").read_text())
     assert (found["split"], found["limit"], found["ref1"], found["decoding"]) == ("test", None, False, "greedy")

@@ -225,11 +225,15 @@ def test_a_checkpoint_of_other_data_is_refused(tmp_path):
         other.fit()
 
 
-def test_out_of_memory_says_what_to_lower(tmp_path):
+@pytest.mark.parametrize("error", [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory"),
+])  # fmt: skip
+def test_out_of_memory_says_what_to_lower(error, tmp_path):
     held = trainer(tmp_path)
 
     def full(model, batch, normalizer):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        raise error
 
     held.objective = full
     with pytest.raises(UserError, match="out of memory") as caught:

@@ -39,6 +39,12 @@ def lock_directory(directory, flag):
     _LOCKED[real] = handle
 
 
+def release_directory(directory):
+    """Let other processes into a directory that `lock_directory` locked."""
+    if (handle := _LOCKED.pop(os.path.realpath(directory), None)) is not None:
+        os.close(handle)
+
+
 def refuse_locked(directory, flag):
     """Raise a `UserError` if another process is working in a run's directory."""
     if os.path.realpath(directory) in _LOCKED:

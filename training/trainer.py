@@ -30,7 +30,7 @@ from versatile.training.trainer_state import (
     refuse_other_data,
 )
 from versatile.training.validation import TOGETHER, capped_perplexity, sum_over_processes
-from versatile.utils.devices import PROFILE, autocast, peak_memory_mb
+from versatile.utils.devices import PROFILE, autocast, out_of_memory, peak_memory_mb
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.interrupts import Signals, say_above_bar
 from versatile.utils.progress import QUIET_SECONDS
@@ -347,7 +347,9 @@ class Trainer:
                 remedy=f"lower {self.settings.rate_flag} (it was {lr:g}) or --max_norm, or train in "
                        "--fp32; the checkpoints written before are still there",
             ) from error  # fmt: skip
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
             raise UserError(
                 f"out of memory: {first_line(error)}", location=str(self.device),
                 remedy=f"lower {self.settings.batch_flag} and raise --gradient_accumulation_steps, or "

@@ -126,6 +126,13 @@ def peak_memory_mb(device=None):
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
+def out_of_memory(error):
+    """Whether an exception means that the GPU's or the machine's memory is exhausted."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
 def need_compiler(device):
     """Check for the C++ compiler that torch.compile needs on a CPU, where it would fail minutes later, less clearly.
 

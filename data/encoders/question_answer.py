@@ -33,7 +33,15 @@ def first_token(tokenizer):
 
 
 def special_tokens(tasks, add_task_tokens=False, use_sep=False):
-    """The tokens that a sequence of tasks adds to the vocabulary, in the order of their ids."""
+    """The tokens that a sequence of tasks adds to the vocabulary, in the order of their ids.
+
+    Raises:
+        UserError: a task's start token would be one of the others.
+    """
+    for task in tasks if add_task_tokens else ():
+        if (token := gen_token(task, True)) in (ANS, PAD, UNK, SEP, GEN):
+            raise UserError(f"{task!r} cannot be a task's name with --add_task_tokens: {token} is a special token",
+                            location="--tasks", remedy=f"choose another name: my_{task}=DATA")  # fmt: skip
     generate = dict.fromkeys(gen_token(task, add_task_tokens) for task in tasks)
     return [ANS, PAD, UNK, *([SEP] if use_sep else []), *generate]
 

@@ -94,6 +94,14 @@ class GradientProjection(Callback):
         """See `Callback`."""
         self.projection.on_gradients(step)
 
+    def state_dict(self):
+        """How many steps have been projected."""
+        return dict(projected=self.projection.projected)
+
+    def load_state_dict(self, state):
+        """Restore what `state_dict` returned."""
+        self.projection.projected = state.get("projected", 0)
+
     def after_training(self, trainer):
         """See `Callback`."""
         self.projection.after_training(trainer)

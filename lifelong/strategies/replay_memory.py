@@ -48,8 +48,13 @@ class ReplayMemory(KeptSamples):
     def make_memory(self):
         """See `KeptSamples`."""
         from versatile.lifelong.memory import make_memory
+        from versatile.training.experiment import print_once
 
         settings = self.settings
+        share = getattr(settings, "gen_lm_sample_percentage", DEFAULT_SIZE)
+        if share != DEFAULT_SIZE and not settings.memory_size:
+            print_once(f"warning: --gen_lm_sample_percentage {share:g} has no effect with {self.name}; what is kept "
+                       f"is set by --memory_size (now {DEFAULT_SIZE})")  # fmt: skip
         return make_memory(settings.memory_policy or self.policy, settings.memory_size or DEFAULT_SIZE,
                            self.sequence.sizes, settings.seed)  # fmt: skip
 
