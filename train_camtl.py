@@ -313,6 +313,7 @@ def train(args, run, model, tokenizer, splits, dtype):
     result = dict(task="+".join(args.tasks), form=args.form, backbone=str(model.config._name_or_path),
                   checkpoint=str(run.directory), parameters=count_parameters(model))  # fmt: skip
     result |= experiment.run_training(trainer)
+    experiment.warn_of_undrawn([task for task, drawn in batches.tracker.counts.items() if not drawn])
     report = evaluate.kept(trainer).get("tasks") if evaluate else None
     if report:
         result["tasks"] = classification.as_tasks(report, method=method_label(args))

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
 
+from versatile.adapters.manifest import peek
 from versatile.data import instances
 from versatile.data.own_tasks import get_own_task, relocate
-from versatile.data.task_names import by_task
+from versatile.data.task_names import by_task, name_among
 from versatile.training import runs
 from versatile.utils import devices, metrics
 from versatile.utils.errors import UserError
@@ -274,7 +275,10 @@ def evaluate_run(args, typed, encoder):
     kind = text_model_class(encoder)
     kind.refuse_unused(typed)
     devices.quiet_libraries(args.cache_dir)
-    text_model = kind.load(args.model_checkpoint, None, devices.precision(args, idist.device()))
+    held = peek(args.model_checkpoint).tasks
+    # One that the model does not hold is refused below, where all its tasks are listed.
+    requested = task if (task := name_among(args.task, held, encoder)) in held else None
+    text_model = kind.load(args.model_checkpoint, requested, devices.precision(args, idist.device()))
     args.task = canonical_name(args.task, encoder)
     # evaluate_vlm.py has --data alone.
     for name, source in (getattr(args, "own_tasks", None) or {}).items():

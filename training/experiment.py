@@ -405,6 +405,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
     tasks = list(splits["train"])
     result = dict(task="+".join(tasks), **adapting.count_parameters(model), valid_nll=None, valid_ppl=None)
     result |= run_training(trainer)
+    warn_of_undrawn(undrawn_tasks(trainer, result["steps"]))
     write_results(run, result, ", ".join(tasks))
     return result
 
@@ -418,6 +419,25 @@ def run_training(trainer):
                f"s, peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in "
                f"{directory}")  # fmt: skip
     return result
+
+
+def undrawn_tasks(trainer, steps):
+    """Names of the tasks of which the first `steps` steps of a `Trainer` over `Batches` had no row."""
+    batches = trainer.batches
+    left = set(batches.tasks)
+    for epoch, number in (micro_batch for step in range(steps) for micro_batch in trainer.plan.micro_batches(step)):
+        if not left:
+            break
+        left -= {batches.tasks[i] for i in batches.owners(batches.plan(epoch)[number])}
+    return [task for task in batches.tasks if task in left]
+
+
+def warn_of_undrawn(tasks):
+    """Print a warning that names the tasks whose rows were never drawn in training, if there are any."""
+    if tasks:
+        them = "it" if len(tasks) == 1 else "them"
+        print_once(f"warning: no row of {', '.join(tasks)} was drawn, so nothing was trained for {them}: train for "
+                   "longer, or draw the tasks more evenly")  # fmt: skip
 
 
 def write_results(run, metrics, subject, draw=plots.learning_curve):
