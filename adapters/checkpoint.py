@@ -33,7 +33,6 @@ from versatile.adapters.attach import (
 )  # fmt: skip
 from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import plain_state
 from versatile.adapters.manifest import ADAPTER_WEIGHTS, BACKBONE, CONFIG, MODEL_WEIGHTS, peek
 from versatile.adapters.methods import pointer as self_copy
@@ -294,7 +293,7 @@ def load_onto(model, tokenizer, directory):
     counts = {task["name"]: len(task["markers"]) for task in config["tasks"]}
     methods = complete_methods(config, path / CONFIG)
     _refuse_shared(methods, path / CONFIG)
-    check_methods(backbone_of(model.config), methods)
+    check_methods(model, methods)
     # Shapes only: the file's tensors become the parameters.
     with torch.device("meta"):
         holders = {task: get_method(m["method"]).load_class()(model, m["method"]) for task, m in methods.items()}

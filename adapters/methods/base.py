@@ -55,6 +55,11 @@ class Method(nn.Module):
             location: what requested the method, for the error.
         """
 
+    @classmethod
+    def check_model(cls, model, backbone, settings):
+        """Raise a `UserError` if the settings do not fit the model itself; arguments as of `check`, which knows only
+        the family."""
+
     def build(self, model, tasks):
         """Create the parameters for {task: settings}, in the order of tasks."""
         raise NotImplementedError
