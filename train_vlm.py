@@ -108,6 +108,7 @@ def train(args, typed_flags):
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
     from versatile.training import experiment
+    from versatile.training.runs import join_names
 
     args, run = experiment.open_run(parser(), args, typed_flags, "train_vlm.py")
     if twice := [name for name in args.tasks or [] if args.tasks.count(name) > 1]:
@@ -129,7 +130,7 @@ def train(args, typed_flags):
     experiment.print_once(adapting.parameter_summary(model))
     experiment.prepare_for_training(model, args, dtype)
     if run is None:
-        run = experiment.new_run(args, ("vlm", *args.tasks), "multi-task")
+        run = experiment.new_run(args, ("vlm", join_names(args.tasks)), "multi-task")
     result = experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, temperature=temperature,
                             separate=adapting.are_separate(model), script="train_vlm.py")  # fmt: skip
     for name, best in result.get("tasks", {}).items():
