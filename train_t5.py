@@ -264,7 +264,8 @@ def train(arguments, run, model, tokenizer, splits, train_batches, evaluation):
 
 def report_coverage(args, sampler, steps, names):
     """How much of every task was seen; also printed."""
-    from versatile.training.experiment import print_once, warn_of_undrawn
+    from versatile.training.coverage import warn_of_undrawn
+    from versatile.training.experiment import print_once
 
     per_epoch = len(sampler)
     epoch_steps = -(-per_epoch // args.gradient_accumulation_steps)

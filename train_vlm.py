@@ -107,7 +107,7 @@ def train(args, typed_flags):
     from versatile.adapters.backbones.family import max_length_of
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
-    from versatile.training import experiment
+    from versatile.training import evaluation, experiment
     from versatile.training.runs import join_names
 
     args, run = experiment.open_run(parser(), args, typed_flags, "train_vlm.py")
@@ -137,8 +137,10 @@ def train(args, typed_flags):
         experiment.print_once(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
                               f" after step {best['best_step']}")  # fmt: skip
     data = [f"{name}={path}" for name, path in paths.items()]
-    experiment.end_run(args, run, "evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint",
-                       run.directory, "--data", *data, "--output_dir", f"results/{run.directory.name}")  # fmt: skip
+    split = evaluation.split_words({task: paths[name] for name, task in tasks.items()})
+    following = ["evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory,
+                 "--data", *data, *(split or ()), "--output_dir", f"results/{run.directory.name}"]  # fmt: skip
+    experiment.end_run(args, run, *([] if split is None else following))
 
 
 def with_data(args):

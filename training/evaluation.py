@@ -126,6 +126,22 @@ def read_split(task, path, split, max_history, limit):
     return MarkerSplit(task, path, split, task.read_options(max_history), examples, limit)
 
 
+def split_words(paths):
+    """Words that let an evaluation script score tasks on a split that their data have: [], or ["--split", "valid"] if
+    any has no test split; None if no one split serves all.
+
+    Args:
+        paths: {`data.task.Task`: its data file}.
+    """
+    try:
+        if all(task.has_split(path, task.scored_split) for task, path in paths.items()):
+            return []
+        return ["--split", "valid"] if all(task.has_split(path, "valid") for task, path in paths.items()) else None
+    except UserError:
+        # A run that has finished must not fail because its data cannot be read any more.
+        return []
+
+
 def score_texts(task, texts, examples, location):
     """Score the outputs whose examples have references; returns scores and notes, see `data.instances.scored`."""
     numbers, references, blank = instances.scored(examples, location)
