@@ -92,6 +92,7 @@ def train(args, typed_flags):
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
     from versatile.training import evaluation, experiment
+    from versatile.training.distillation import check_teacher
 
     args, run = experiment.open_run(parser(), args, typed_flags)
     check_flags(args, typed_flags)
@@ -99,6 +100,8 @@ def train(args, typed_flags):
     task = get_task(args.task)
     path = fill_defaults(args, task)
     dtype = experiment.check_before_loading(args, run)
+    if args.teacher:
+        check_teacher(args.teacher, task.name)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         model, tokenizer = build_model(args, task)

@@ -178,6 +178,9 @@ def check_before_loading(args, run):
             remedy=f"to resume it: {screen.shell_words('--resume', args.model_checkpoint)}; with other data: name "
                    f"its backbone, and add {screen.shell_words('--init_from', args.model_checkpoint)}",
         )  # fmt: skip
+    if args.init_from and run is None:
+        refuse_unfinished(args.init_from, f"--init_from {args.init_from}")
+        warm_starting.check_source(args.init_from, f"--init_from {args.init_from}")
     prepare_push(args)
     return dtype
 
