@@ -111,6 +111,7 @@ def main(argv=None):
     if args.score_only:
         score_files(args, task)
     else:
+        flags.print_unused_decoding(p, args)
         evaluate(args, task, manifest)
 
 

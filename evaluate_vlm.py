@@ -60,6 +60,7 @@ def main(argv=None):
         p.error("--dataset_path requires a single --task; for several: --data TASK=FILE …")
     flags.check_lengths(p, args)
     flags.require_one_process()
+    flags.print_unused_decoding(p, args)
     evaluate(args)
 
 

@@ -91,7 +91,8 @@ def train(args, typed_flags):
     from versatile.adapters.backbones.family import max_length_of
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
-    from versatile.training import experiment
+    from versatile.training import evaluation, experiment
+    from versatile.training.distillation import check_teacher
 
     args, run = experiment.open_run(parser(), args, typed_flags)
     check_flags(args, typed_flags)
@@ -99,6 +100,8 @@ def train(args, typed_flags):
     task = get_task(args.task)
     path = fill_defaults(args, task)
     dtype = experiment.check_before_loading(args, run)
+    if args.teacher:
+        check_teacher(args.teacher, task.name)
     # One process per machine builds the caches, the others read them.
     with idist.one_rank_first(local=True):
         model, tokenizer = build_model(args, task)
@@ -113,9 +116,11 @@ def train(args, typed_flags):
     if run is None:
         run = experiment.new_run(args, (task.name, run_name_part(args)), method_label(args))
     experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, objective=objective)
-    experiment.end_run(args, run, "evaluate.py", "--task", task.name, "--no_sample", "--model_checkpoint",
-                       run.directory, "--dataset_path", args.dataset_path,
-                       "--output_dir", f"results/{run.directory.name}")  # fmt: skip
+    split = evaluation.split_words({task: args.dataset_path})
+    following = ["evaluate.py", "--task", task.name, "--no_sample", "--model_checkpoint", run.directory,
+                 "--dataset_path", args.dataset_path, *(split or ()),
+                 "--output_dir", f"results/{run.directory.name}"]  # fmt: skip
+    experiment.end_run(args, run, *([] if split is None else following))
 
 
 def check_flags(args, typed_flags):

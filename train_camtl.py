@@ -286,6 +286,7 @@ def train(args, run, model, tokenizer, splits, dtype):
     from versatile.adapters.trained import count_parameters
     from versatile.training import classification, experiment
     from versatile.training.callbacks import Coverage, MaskAbsentTasks
+    from versatile.training.coverage import warn_of_undrawn
     from versatile.training.objectives import WeightedRows
     from versatile.training.optimizers import build_adamw
     from versatile.training.runs import ModelFiles
@@ -313,6 +314,7 @@ def train(args, run, model, tokenizer, splits, dtype):
     result = dict(task="+".join(args.tasks), form=args.form, backbone=str(model.config._name_or_path),
                   checkpoint=str(run.directory), parameters=count_parameters(model))  # fmt: skip
     result |= experiment.run_training(trainer)
+    warn_of_undrawn([task for task, drawn in batches.tracker.counts.items() if not drawn])
     report = evaluate.kept(trainer).get("tasks") if evaluate else None
     if report:
         result["tasks"] = classification.as_tasks(report, method=method_label(args))

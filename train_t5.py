@@ -264,6 +264,7 @@ def train(arguments, run, model, tokenizer, splits, train_batches, evaluation):
 
 def report_coverage(args, sampler, steps, names):
     """How much of every task was seen; also printed."""
+    from versatile.training.coverage import warn_of_undrawn
     from versatile.training.experiment import print_once
 
     per_epoch = len(sampler)
@@ -274,6 +275,7 @@ def report_coverage(args, sampler, steps, names):
     for row in coverage:
         print_once(f"seen of {row['task']}: {row['distinct']:,} of {row['size']:,} examples, {row['drawn']:,} drawn, "
                    f"in {100 * row['batch_share']:.0f} % of the batches")  # fmt: skip
+    warn_of_undrawn([row["task"] for row in coverage if not row["drawn"]])
     return coverage
 
 

@@ -107,7 +107,8 @@ def train(args, typed_flags):
     from versatile.adapters.backbones.family import max_length_of
     from versatile.data.own_tasks import prepare_own_tasks
     from versatile.data.task import get_task
-    from versatile.training import experiment
+    from versatile.training import evaluation, experiment
+    from versatile.training.runs import join_names
 
     args, run = experiment.open_run(parser(), args, typed_flags, "train_vlm.py")
     if twice := [name for name in args.tasks or [] if args.tasks.count(name) > 1]:
@@ -129,15 +130,17 @@ def train(args, typed_flags):
     experiment.print_once(adapting.parameter_summary(model))
     experiment.prepare_for_training(model, args, dtype)
     if run is None:
-        run = experiment.new_run(args, ("vlm", *args.tasks), "multi-task")
+        run = experiment.new_run(args, ("vlm", join_names(args.tasks)), "multi-task")
     result = experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, temperature=temperature,
                             separate=adapting.are_separate(model), script="train_vlm.py")  # fmt: skip
     for name, best in result.get("tasks", {}).items():
         experiment.print_once(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
                               f" after step {best['best_step']}")  # fmt: skip
     data = [f"{name}={path}" for name, path in paths.items()]
-    experiment.end_run(args, run, "evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint",
-                       run.directory, "--data", *data, "--output_dir", f"results/{run.directory.name}")  # fmt: skip
+    split = evaluation.split_words({task: paths[name] for name, task in tasks.items()})
+    following = ["evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory,
+                 "--data", *data, *(split or ()), "--output_dir", f"results/{run.directory.name}"]  # fmt: skip
+    experiment.end_run(args, run, *([] if split is None else following))
 
 
 def with_data(args):

@@ -288,7 +288,7 @@ def attach(
     """
     methods = None if methods is None else {task: method_of(value) for task, value in methods.items()}
     backbone = backbone_of(model.config)
-    check_methods(backbone, methods or {})
+    check_methods(model, methods or {})
     if methods is not None:
         check_module_names(markers, "--tasks", "task")
     if methods is None or not freeze:
@@ -323,16 +323,19 @@ def chain_tasks(model):
     model.info.chained = model.router.chained = True
 
 
-def check_methods(backbone, methods):
+def check_methods(model, methods):
     """Raise a `UserError` if a task's method does not fit a backbone.
 
     Args:
-        backbone: `Backbone`.
+        model: the backbone, before or after `attach`.
         methods: {task: method}, with all settings filled in.
     """
+    backbone = backbone_of(model.config, head=getattr(model, "head", "lm"))
     for settings in methods.values():
         name = settings["method"]
-        get_method(name).load_class().check(name, backbone, settings, f"--method {name}")
+        kind = get_method(name).load_class()
+        kind.check(name, backbone, settings, f"--method {name}")
+        kind.check_model(model, backbone, settings)
 
 
 def put_methods(model, methods):
@@ -357,7 +360,7 @@ def put_method(model, name, tasks):
 def add_method(model, task, value):
     """Add a method to a task that only has task embeddings; arguments as in `attach`."""
     settings = method_of(value)
-    check_methods(backbone_of(model.config), {task: settings})
+    check_methods(model, {task: settings})
     put_method(model, settings["method"], {task: settings})
     model.info.methods[task] = settings
 

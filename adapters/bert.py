@@ -30,7 +30,7 @@ from versatile.adapters.checkpoint import backbone_name, check_fingerprint, writ
 from versatile.adapters.classifier import TaskClassifier, check_shape, keyed_parameters
 from versatile.adapters.imports import camtl
 from versatile.adapters.manifest import ADAPTER_WEIGHTS, CONFIG, MODEL_WEIGHTS
-from versatile.adapters.methods.base import keyed_added_parameters
+from versatile.adapters.methods.base import check_idle, keyed_added_parameters
 from versatile.adapters.methods.registry import method_of
 from versatile.adapters.schemas import FORMS  # noqa: F401
 from versatile.adapters.tensors import check_checksum, check_fit, copy_tensors, read_safetensors
@@ -186,11 +186,15 @@ def saved_parameters(model):
     return keyed_added_parameters(model) if model.mode == "adapter" else keyed_parameters(model)
 
 
-def load_classifier(directory):
+def load_classifier(directory, task=None, allow_idle=False):
     """(`TaskClassifier` in eval mode, its tokenizer) as `save_classifier` wrote them.
 
+    Args:
+        task: the requested task, or None.
+        allow_idle: as in `checkpoint.load_checkpoint`.
+
     Raises:
-        UserError: no such model, or a damaged file.
+        UserError: no such model, a damaged file, or an adapter of `task`, or of all tasks, that changes nothing.
     """
     from transformers import BertConfig, BertModel
 
@@ -207,7 +211,7 @@ def load_classifier(directory):
         raise UserError(f"an alias of {unknown[0]!r}, which is not one of its tasks", location=path / CONFIG,
                         expected="one of " + ", ".join(tasks))  # fmt: skip
     if manifest.mode == "adapter":
-        model, tokenizer = _load_adapters(path, manifest, tasks)
+        model, tokenizer = _load_adapters(path, manifest, tasks, None if allow_idle else (task,))
         model.aliases = dict(aliases)
         return model.eval(), tokenizer
     state = read_safetensors(path / MODEL_WEIGHTS)
@@ -234,8 +238,9 @@ def load_classifier(directory):
     return model.eval(), backbones.read_tokenizer(path, expected="the tokenizer's files next to the model")
 
 
-def _load_adapters(path, manifest, tasks):
-    """(`TaskClassifier`, tokenizer) of adapters on the BERT named in the manifest."""
+def _load_adapters(path, manifest, tasks, requested):
+    """(`TaskClassifier`, tokenizer) of adapters on the BERT named in the manifest; `requested`: see `check_idle`, or
+    None to accept adapters that change nothing."""
     config, length = manifest.config, manifest.config["max_seq_length"]
     methods = {task: method_of(manifest.methods[task], path / CONFIG) for task in tasks}
     state = read_safetensors(path / ADAPTER_WEIGHTS)
@@ -252,8 +257,9 @@ def _load_adapters(path, manifest, tasks):
     model = TaskClassifier(bert, tasks, "plain", length, methods)
     model.backbone_fingerprint, model.random_init_seed = fingerprint, config.get("random_init_seed")
     copy_tensors(state, keyed_added_parameters(model), path / ADAPTER_WEIGHTS)
-    for task, method in methods.items():
-        model.added[method["method"]].refuse_idle(task, path / ADAPTER_WEIGHTS)
+    if requested is not None:
+        held = {task: model.added[method["method"]] for task, method in methods.items()}
+        check_idle(held, path / ADAPTER_WEIGHTS, requested)
     check_checksum(path / ADAPTER_WEIGHTS, config.get("checksum"))
     return model, tokenizer
 

@@ -33,11 +33,10 @@ from versatile.adapters.attach import (
 )  # fmt: skip
 from versatile.adapters.backbones import bundled
 from versatile.adapters.backbones import loading as backbones
-from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.backbones.quantized import plain_state
 from versatile.adapters.manifest import ADAPTER_WEIGHTS, BACKBONE, CONFIG, MODEL_WEIGHTS, peek
 from versatile.adapters.methods import pointer as self_copy
-from versatile.adapters.methods.base import added_parameters, is_added, keyed_added_parameters
+from versatile.adapters.methods.base import added_parameters, check_idle, is_added, keyed_added_parameters
 from versatile.adapters.methods.registry import BARE, get_method, method_of
 from versatile.adapters.methods.task_embeddings import ExtendedTable
 from versatile.adapters.tensors import (
@@ -230,14 +229,15 @@ def load_checkpoint(directory, task=None, pointer=False, flag=None, allow_idle=F
         task: the requested task. A released single-task checkpoint does not record its task.
         pointer: the model has self-copy. Needed only for a released checkpoint; others record it.
         flag: the flag that named the checkpoint, if not --model_checkpoint together with --task.
-        allow_idle: accept tasks that were never trained, whose adapters change nothing.
+        allow_idle: accept tasks that were never trained, whose adapters change nothing, without a warning.
 
     Returns:
         (model in eval mode, tokenizer)
 
     Raises:
         UserError: no usable model, a damaged file, a different backbone from the one trained on, a task the checkpoint
-            does not hold, an adapter that changes nothing, or self-copy requested but absent.
+            does not hold, an adapter of `task` that changes nothing, or of all tasks, or self-copy requested but
+            absent.
     """
     manifest = manifests.need_language_model(directory, flag)
     if manifest is None:
@@ -259,7 +259,7 @@ def load_checkpoint(directory, task=None, pointer=False, flag=None, allow_idle=F
     elif manifest.mode == "full":
         model, tokenizer = _load_full(manifest, directory)
     else:
-        model, tokenizer = _load_adapter(manifest, directory, allow_idle)
+        model, tokenizer = _load_adapter(manifest, directory, task, allow_idle)
     if task is not None:
         manifests.check_holds(model.info.markers, task, directory, flag)
     if pointer and not model.info.self_copy:
@@ -293,7 +293,7 @@ def load_onto(model, tokenizer, directory):
     counts = {task["name"]: len(task["markers"]) for task in config["tasks"]}
     methods = complete_methods(config, path / CONFIG)
     _refuse_shared(methods, path / CONFIG)
-    check_methods(backbone_of(model.config), methods)
+    check_methods(model, methods)
     # Shapes only: the file's tensors become the parameters.
     with torch.device("meta"):
         holders = {task: get_method(m["method"]).load_class()(model, m["method"]) for task, m in methods.items()}
@@ -314,7 +314,7 @@ def load_onto(model, tokenizer, directory):
             module.load_state_dict(own, assign=True)
             module.requires_grad_(trained).train(model.training)
             holders[task].blocks[i][task] = module
-        holders[task].refuse_idle(task, path / ADAPTER_WEIGHTS)
+    check_idle(holders, path / ADAPTER_WEIGHTS)
     for kind, rows in tables.items():
         for task in counts:
             rows.tasks[task] = torch.nn.Parameter(state[f"{kind}.{task}"].to(rows.spare.device), trained)
@@ -373,7 +373,7 @@ def complete_methods(config, location):
     return {task["name"]: method_of(config["methods"][task["name"]], location) for task in config["tasks"]}
 
 
-def _load_adapter(manifest, directory, allow_idle):
+def _load_adapter(manifest, directory, task, allow_idle):
     path, config = Path(directory), manifest.config
     schemas.check_tasks(config, path / CONFIG)
     state = read_safetensors(path / ADAPTER_WEIGHTS)
@@ -402,8 +402,9 @@ def _load_adapter(manifest, directory, allow_idle):
         )  # fmt: skip
     _copy_task_info(model, manifest)
     set_adapter_state(model, state, path / ADAPTER_WEIGHTS)
-    for task, method in {} if allow_idle else methods.items():
-        model.added[method["method"]].refuse_idle(task, path / ADAPTER_WEIGHTS)
+    if not allow_idle:
+        held = {name: model.added[methods[name]["method"]] for name in manifest.tasks}
+        check_idle(held, path / ADAPTER_WEIGHTS, (task,))
     check_checksum(path / ADAPTER_WEIGHTS, config.get("checksum"))
     return model, tokenizer
 

@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import nn
 from versatile.adapters import masks  # noqa: F401  (masks are not read on a GPU)
 from versatile.adapters.attach import attention_of, check_methods, on_device, put_methods
-from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.methods.base import keyed_added_parameters
 from versatile.adapters.methods.heads import Heads
 from versatile.adapters.methods.registry import FULL
@@ -159,7 +158,7 @@ class TaskClassifier(nn.Module):
             check_module_names(self.tasks, "--tasks")
             bert.requires_grad_(False)
         named = self.methods_of_tasks
-        check_methods(backbone_of(self.config, head=self.head), named)
+        check_methods(self, named)
         put_methods(self, named)
         self.added["heads"] = heads = Heads(self, "heads")
         heads.build(self, self.tasks)

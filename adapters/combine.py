@@ -89,7 +89,8 @@ def open_source(directory, tasks=None):
         backbones.read_config(path, flag)
         raise _not_adapters(flag, "fully fine-tuned model" if source else "bare backbone")
     try:
-        model, tokenizer = checkpoint.load_checkpoint(path, tasks and tasks[0], flag=flag)
+        # Of requested tasks each is checked below; the others are not used.
+        model, tokenizer = checkpoint.load_checkpoint(path, tasks and tasks[0], flag=flag, allow_idle=bool(tasks))
     except UserError as error:
         if not str(error.location).startswith("--") or error.location == flag:
             raise
@@ -101,6 +102,8 @@ def open_source(directory, tasks=None):
         raise _not_adapters(flag, "fully fine-tuned model")
     if missing := [task for task in tasks or [] if task not in model.info.markers]:
         raise missing_task(source_flag(directory, missing[0]), model.info.tasks, missing[0])
+    for task in () if source.released else tasks or ():
+        model.added[model.info.methods[task]["method"]].refuse_idle(task, source_flag(directory, task))
     return model, tokenizer
 
 

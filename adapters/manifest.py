@@ -214,12 +214,13 @@ def refuse_question_model(manifest, directory, location=None):
                         remedy=f"evaluate it with its sequence: {command}")  # fmt: skip
 
 
-def need_language_model(directory, location=None):
+def need_language_model(directory, location=None, remedy=None):
     """Raise a `UserError` if a directory holds a text-to-text or sentence-pair model, for scripts that read neither.
 
     Args:
         directory: the named directory.
         location: the flag that named it (default: --model_checkpoint).
+        remedy: what to do (default: the command that evaluates the model).
 
     Returns:
         the `Manifest`, or None.
@@ -233,5 +234,5 @@ def need_language_model(directory, location=None):
         script, command = commands[manifest.encoder]
         raise UserError(f"this is a model of {script}", location=location or f"--model_checkpoint {directory}",
                         expected="a model of train.py, train_vlm.py or combine_all.py, or a released one",
-                        remedy=shell_command(*command))  # fmt: skip
+                        remedy=remedy or shell_command(*command))  # fmt: skip
     return manifest

@@ -23,7 +23,7 @@ from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.checkpoint import backbone_name, check_fingerprint, save_whole, write_model
 from versatile.adapters.imports.hyperformer import original_names, original_parameters
 from versatile.adapters.manifest import ADAPTER_WEIGHTS, BACKBONE, CONFIG, MODEL_WEIGHTS, check_holds
-from versatile.adapters.methods.base import is_added
+from versatile.adapters.methods.base import check_idle, is_added
 from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.schemas import COMBINED_T5, PORT_METHODS
 from versatile.adapters.t5_loading import check_end_token
@@ -130,19 +130,21 @@ def _methods_of(manifest):
     return {task: method_of(method, manifest.path) for task, method in manifest.methods.items()}
 
 
-def load_t5(directory, task=None):
+def load_t5(directory, task=None, allow_idle=False):
     """A trained model and its tokenizer.
 
     Args:
         directory: as written by `save_t5`.
         task: a task that must be in it, or None.
+        allow_idle: as in `checkpoint.load_checkpoint`.
 
     Returns:
         (model in eval mode, tokenizer); `requires_grad` is set as in training.
 
     Raises:
         UserError: no usable checkpoint, a damaged file, a different backbone from the one trained on, keys or shapes
-            that do not fit, a task the checkpoint does not hold, or an adapter that changes nothing.
+            that do not fit, a task the checkpoint does not hold, or an adapter of `task`, or of all tasks, that
+            changes nothing.
     """
     path = Path(directory)
     manifest, (tasks, settings) = read_manifest(path), read_settings(path)
@@ -168,8 +170,9 @@ def load_t5(directory, task=None):
     check_fit(state, _wanted(shapes), path / ADAPTER_WEIGHTS)
     attach(model, tasks, settings, placeholders(), methods)
     _copy_state(model, state, path / ADAPTER_WEIGHTS)
-    for task, method in model.methods.items():
-        model.added[get_method(method["method"]).name].refuse_idle(task, path / ADAPTER_WEIGHTS)
+    if not allow_idle:
+        held = {name: model.added[get_method(method["method"]).name] for name, method in model.methods.items()}
+        check_idle(held, path / ADAPTER_WEIGHTS, (task,))
     check_checksum(path / ADAPTER_WEIGHTS, config.get("checksum"))
     return model.eval(), tokenizer
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from versatile.adapters.attach import WithMethods, check_methods, put_methods
-from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.encoder_decoder import padded_right, source_of
 from versatile.adapters.imports.hyperformer import original_names
 from versatile.adapters.methods.base import is_added
@@ -220,7 +219,7 @@ def attach(model, tasks, settings, embeddings=None, methods=None):
         model.settings.method_settings = {name: value for name, value in method.items() if name != "method"}
         model.methods = methods or dict.fromkeys(tasks, method)
         complete = _complete_methods(model, embeddings)
-        check_methods(backbone_of(model.config), complete)
+        check_methods(model, complete)
         put_methods(model, complete)
     for stack in (model.encoder, model.decoder):
         # Before the methods' own hooks, which read the router.

@@ -29,9 +29,21 @@ def warm_start(model, tokenizer, directory, flag):
     Raises:
         UserError: no trained model, or another backbone, method or shape. The model is then unchanged.
     """
-    path = Path(directory)
-    backbones.need_directory(path, flag, "a trained model")
-    source = manifest.need_language_model(path, flag)
+    path, source = Path(directory), check_source(directory, flag)
+    whole = source.mode == "full"
+    if whole != (model.info.mode == "full"):
+        kinds = {True: "a whole model", False: "adapters on a frozen backbone"}
+        raise UserError(f"it holds {kinds[whole]}", location=flag, expected=f"{kinds[not whole]}, as this run trains",
+                        remedy="choose the method it was trained with")  # fmt: skip
+    return _start_whole(model, tokenizer, source, path, flag) if whole else _start_adapters(model, path, flag)
+
+
+def check_source(directory, flag):
+    """The `Manifest` of a trained language model of this toolkit, of which no weights are read; a `UserError` if the
+    directory holds none."""
+    path, remedy = Path(directory), "train one with train.py, or leave the flag out"
+    backbones.need_directory(path, flag, "a trained model", remedy)
+    source = manifest.need_language_model(path, flag, remedy)
     if source and isinstance(source.format, str):
         maker, command = "the original code", f"adapters.imports.{source.format}"
         if source.format == "peft":
@@ -42,12 +54,7 @@ def warm_start(model, tokenizer, directory, flag):
         backbones.read_config(path, flag)
         raise UserError("this is a bare backbone: nothing was trained for a task", location=flag,
                         expected="a trained model", remedy="name it with --model_checkpoint instead")  # fmt: skip
-    whole = source.mode == "full"
-    if whole != (model.info.mode == "full"):
-        kinds = {True: "a whole model", False: "adapters on a frozen backbone"}
-        raise UserError(f"it holds {kinds[whole]}", location=flag, expected=f"{kinds[not whole]}, as this run trains",
-                        remedy="choose the method it was trained with")  # fmt: skip
-    return _start_whole(model, tokenizer, source, path, flag) if whole else _start_adapters(model, path, flag)
+    return source
 
 
 def _start_whole(model, tokenizer, source, path, flag):

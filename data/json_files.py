@@ -16,7 +16,7 @@ import os
 import ijson
 from versatile.data.files import listed, open_bytes
 from versatile.data.json_text import LONGEST, WholeCharacters
-from versatile.utils.errors import UserError, brief
+from versatile.utils.errors import MissingSplitError, UserError, brief
 
 _BLOCK = 1 << 16
 _DEEPEST = 100
@@ -62,7 +62,7 @@ def iter_records(path, split):
             )
         yield from _records(f"{os.fspath(path)}:{key}", events)
     if not any(name in seen for name in names):
-        raise UserError(
+        raise MissingSplitError(
             f"has no {' or '.join(map(repr, names))} split; its keys are: {listed(seen)}",
             location=path,
             expected=_TASK_FILE,
@@ -124,6 +124,11 @@ def split_names(path):
     """The top-level keys of a task file whose values are lists, in the file's order."""
     events = _events(path)
     return [key for key in _keys(path, events) if _skip(events) == "start_array"]
+
+
+def has_split(path, split):
+    """Whether a task file has a split."""
+    return any(name in _ALIASES.get(split, (split,)) for name in split_names(path))
 
 
 def _events(path):

@@ -5,7 +5,7 @@ from pathlib import Path
 from versatile.data.files import bare_csv_rows, fingerprint, open_bytes, text_lines, wrong_length
 from versatile.data.json_files import list_items
 from versatile.data.json_text import loads
-from versatile.utils.errors import UserError, brief
+from versatile.utils.errors import MissingSplitError, UserError, brief
 
 EXTENSIONS = ("json", "jsonl", "csv", "tsv")
 FILE_NAMES = f"{{{','.join(EXTENSIONS)}}}"
@@ -40,8 +40,8 @@ def split_file(folder, names, owner):
         raise UserError(f"has both {same[0].name} and {same[1].name}", location=folder, expected="one file per split",
                         remedy="remove one of them")  # fmt: skip
     if not paths:
-        raise UserError(f"has no file of {owner} for {names[0]}", location=folder, remedy="add the file",
-                        expected=" or ".join(f"{name}.{FILE_NAMES}" for name in dict.fromkeys(names)))  # fmt: skip
+        raise MissingSplitError(f"has no file of {owner} for {names[0]}", location=folder, remedy="add the file",
+                                expected=" or ".join(f"{name}.{FILE_NAMES}" for name in dict.fromkeys(names)))
     return paths[0]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from versatile.data.files import distilled_beside, fingerprint, text_field
-from versatile.data.json_files import iter_records, top_level
+from versatile.data.json_files import has_split, iter_records, top_level
 from versatile.data.own_tasks import get_own_task
 from versatile.data.task_names import unknown_task
 from versatile.utils.errors import UserError
@@ -172,6 +172,10 @@ class Task:
     def records(self, path, split):
         """Yield (location, record) of a split of a data file."""
         return iter_records(path, split)
+
+    def has_split(self, path, split):
+        """Whether a data file has a split."""
+        return has_split(path, split)
 
     def contents(self, path):
         """Yield (key, value) of everything in a data file; see `data.json_files.top_level`."""

@@ -68,6 +68,9 @@ class MarkerTask(TextPair):
     def records(self, path, split):
         return self.pairs.records(split, path)
 
+    def has_split(self, path, split):
+        return self.pairs.has(split, path)
+
     def contents(self, path):
         for split in ("train", "valid", "test"):
             if self.pairs.has(split, path):

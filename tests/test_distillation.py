@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scripts import metrics, small, start, tensors, until
 from test_sentence_distiller import asked, distilled, here, learnt, lively, released
 from training_runs import close_runs, in_two_processes, refused, same_run, short_run
-from versatile.adapters import checkpoint, inference
+from versatile.adapters import checkpoint, inference, t5
 from versatile.adapters.attach import attach, trainable
 from versatile.adapters.backbones import loading as backbones
 from versatile.adapters.labels import LabelScores
@@ -308,6 +308,22 @@ def test_alpha_0_trains_the_very_run_that_a_run_without_teacher_is(teacher, data
     taught = learnt(learning(data, tmp_path / "taught", teacher, "--max_steps", 2))
     assert tensors(taught) != tensors(plain)
     assert json.loads((taught / "run.json").read_text())["method"] == "adapter+word-distillation"
+
+
+@pytest.mark.parametrize("flag", ["--teacher", "--init_from"])
+def test_a_model_to_learn_from_is_checked_before_anything_is_loaded(flag, data, tmp_path, monkeypatch):
+    def loaded(*_, **__):
+        raise AssertionError("the student was loaded")
+
+    monkeypatch.setattr("versatile.training.experiment.load_backbone", loaded)
+    model, tokenizer = t5.load_t5_of_name("tiny-t5")
+    t5.save_t5(t5.attach(model, ["rte"], t5.T5Settings(method="lora")), tokenizer, tmp_path / "t5")
+    names = ["nope", str(tmp_path / "t5"), "tiny-llama"]
+    said = ["no such directory", "this is a model of train_t5.py", "this is a bare backbone"]
+    for name, words in list(zip(names, said))[: 3 if flag == "--teacher" else 2]:
+        result = here("train", short_run(data, tmp_path / "run", flag, name))
+        refused(result, f"error: {flag} {name}: {words}", "train.py", out=tmp_path / "run")
+        assert "smollm2" not in result.err and "evaluate.py" not in result.err and "  remedy:   train " in result.err
 
 
 @pytest.mark.parametrize("kd", [pytest.param("word", marks=pytest.mark.slow), "both"])

@@ -10,6 +10,7 @@ import math
 
 import pytest
 from conftest import ROOT
+from scripts import small
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError
 
@@ -133,6 +134,24 @@ def test_a_number_that_means_nothing_is_refused_by_its_name(name, value, tmp_pat
     with pytest.raises(UserError) as refused:
         parser_of("train_t5").parse_args([str(path)])
     assert name in str(refused.value) and refused.value.expected
+
+
+UNUSED = "--temperature, --top_k: no effect with --no_sample; --length_penalty: no effect with one beam"
+
+
+@pytest.mark.parametrize(("more", "said"), [
+    (["--no_sample", "--temperature", "3", "--top_k", "7", "--length_penalty", "5"], UNUSED),
+    (["--temperature", "3", "--num_beams", "2", "--length_penalty", "5"], ""),
+    (["--no_sample"], ""),
+])  # fmt: skip
+@pytest.mark.parametrize("script", ["evaluate", "evaluate_vlm", "sentence_distiller"])
+def test_decoding_flags_without_effect_are_named(script, more, said, tmp_path, capsys):
+    # It is printed before the model is loaded.
+    argv = ["--task", "nlg", "--dataset_path", str(small(tmp_path / "nlg.json", train=2, test=2)), "--model_checkpoint",
+            str(tmp_path / "none"), *more]  # fmt: skip
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).main(argv)
+    assert [line for line in capsys.readouterr().out.splitlines() if "no effect" in line] == [said] * bool(said)
 
 
 def test_the_documented_spellings_are_those_of_the_table():

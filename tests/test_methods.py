@@ -437,6 +437,30 @@ def test_a_backbone_without_the_port_is_refused(tmp_path):
         attach(model, backbones.load_backbone("tiny-gpt2")[1], {"nlg": get_task("nlg").markers}, {"nlg": "prefix"})
 
 
+@pytest.mark.parametrize("name, targets, absent, present", [
+    ("tiny-gpt2", "gate", "gate", "q,k,v,o,up,down"),
+    ("tiny-gpt2", "v,gate,up", "gate", "q,k,v,o,up,down"),
+    ("tiny-t5", "q,gate", "gate", "q,k,v,o,up,down"),
+])  # fmt: skip
+def test_lora_refuses_projections_that_the_backbone_lacks(name, targets, absent, present):
+    model, tokenizer = backbones.load_backbone(name)
+    with pytest.raises(UserError, match=f"--lora_targets {targets}: .* no projection {absent}\n.*some of {present}"):
+        attach(model, tokenizer, {"nlg": get_task("nlg").markers}, {"nlg": dict(method="lora", lora_targets=targets)})
+
+
+def test_a_prompt_is_at_most_as_long_as_the_table_of_positions():
+    def attached(name, length):
+        model, tokenizer = backbones.load_backbone(name)
+        attach(model, tokenizer, {"nlg": get_task("nlg").markers}, {"nlg": dict(method="prompt", prompt_length=length)})
+        ids = torch.full((1, 4), 5)
+        return model(input_ids=ids, task_ids=torch.tensor([0])).logits
+
+    # Positions of a rotary model are computed, not looked up.
+    assert not attached("tiny-gpt2", 256).isnan().any() and not attached("tiny-llama", 300).isnan().any()
+    with pytest.raises(UserError, match=r"--prompt_length 257: .* 256 positions"):
+        attached("tiny-gpt2", 257)
+
+
 def test_each_row_gets_its_own_tasks_vector():
     router = routing.TaskRouter()
     router.tasks = ["a", "b"]

@@ -352,6 +352,15 @@ def test_own_and_known_tasks_train_together_combine_and_answer(tmp_path):
     assert f"the teacher's texts from {tmp_path / 'data_distilled.json'}" in result.out
 
 
+def test_a_run_of_many_tasks_gets_a_directory_that_names_their_number(tmp_path):
+    data = write(tmp_path / "data")
+    tasks = [f"{'a-long-name-of-a-task-' * 2}{i}={data}" for i in range(6)]
+    argv = ["--tasks", *tasks, *TINY, "--adapter_bottleneck", "0", "--no_validation", "--max_steps", "1"]
+    done(run("train_vlm", argv, tmp_path / "log", cwd=tmp_path))
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.endswith("_tiny-gpt2_vlm_6-tasks")
+
+
 def test_an_own_task_trains_a_t5_beside_a_known_one(tmp_path):
     data, folder = write(tmp_path / "data", labels=["neg", "pos"]), tmp_path / "run"
     shutil.copytree(SAMPLES / "glue" / "RTE", tmp_path / "glue" / "RTE")

@@ -1,6 +1,7 @@
 """training.runs: the guarantees of a run directory."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,12 @@ def test_a_directorys_name_says_when_where_and_what_and_is_one_path_part(monkeyp
     folder = default_directory("some/model/", "nlg", "adapter4")
     assert folder.parts[0] == "runs" and len(folder.parts) == 2
     assert folder.name.endswith("_some-model_nlg_adapter4")
+    assert len(os.fsencode(default_directory("模" * 90, "nlg").name)) <= 200
+
+
+def test_many_tasks_are_counted_in_a_directorys_name():
+    assert runs.join_names(["nlg", "mt"]) == "nlg_mt"
+    assert runs.join_names([f"a-task-of-my-own-{i}" for i in range(15)]) == "15-tasks"
 
 
 def test_run_json_says_what_was_run_with_what():

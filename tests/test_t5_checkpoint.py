@@ -295,7 +295,7 @@ def test_one_idle_task_among_others_is_noticed(tmp_path):
                     p.zero_()
     t5.save_t5(model, tokenizer, tmp_path)
     with pytest.raises(UserError, match="the adapter for 'stsb' changes nothing"):
-        t5.load_t5(tmp_path)
+        t5.load_t5(tmp_path, "stsb")
 
 
 def test_directories_of_another_kind_are_refused(saved, tmp_path):

@@ -346,6 +346,22 @@ def test_a_schedule_that_depends_on_scores_is_refused():
         build_schedule("reduce_lr_on_plateau", 1.0, 0, 10)
 
 
+@pytest.mark.parametrize(("name", "options", "said"), [
+    ("cosine_with_min_lr", None, ["needs min_lr or min_lr_rate", """--lr_scheduler_kwargs '{"min_lr": 1e-05}'"""]),
+    ("warmup_stable_decay", {"min_lr_ratio": 0.1}, ["needs num_decay_steps", """'{"num_decay_steps": 100}'"""]),
+    ("linear", {"num_cycles": 2}, ["linear has no argument 'num_cycles'", "expected: none", "cosine_with_restarts"]),
+    ("constant", {"num_cycles": 2}, ["constant has no argument 'num_cycles'"]),
+])  # fmt: skip
+def test_arguments_that_a_schedule_lacks_or_does_not_have_are_named(name, options, said):
+    from versatile.training.schedules import build_schedule
+    from versatile.utils.errors import UserError
+
+    with pytest.raises(UserError) as error:
+        build_schedule(name, 1.0, 1, 10, options)
+    assert str(error.value).startswith("--lr_scheduler_kwargs") and "num_training_steps" not in str(error.value)
+    assert [part for part in said if part not in str(error.value)] == []
+
+
 BROKEN = {
     "a task without data": (dict(tasks=["rte", "qqp"], data_dir="MISSING/qqp"), ["qqp"]),
     "no such folder": (dict(data_dir="nowhere"), ["nowhere"]),

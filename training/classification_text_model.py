@@ -101,7 +101,7 @@ class SentenceClassifier(TextModel):
     @classmethod
     def load(cls, directory, task, dtype):
         """The model of a run of train_camtl.py, or of one of its checkpoints; see `load_text_model`."""
-        model, tokenizer = bert.load_classifier(directory)
+        model, tokenizer = bert.load_classifier(directory, task)
         register_own_tasks(runs.stored_definitions(directory))
         if task is not None and task not in model.tasks:
             raise UserError(f"the model was not trained for {task}", location=f"--task {task}",

@@ -1,9 +1,34 @@
 """The teacher of word-level distillation, see `training.objectives.Distilled`."""
 
 import torch
+from versatile.adapters import manifest
+from versatile.adapters.backbones import bundled, loading
 from versatile.adapters.backbones.family import max_length_of
 from versatile.utils.devices import autocast
 from versatile.utils.errors import UserError
+
+
+def check_teacher(directory, task):
+    """Raise a `UserError` if --teacher does not name a language model that holds a task. No weights are read.
+
+    Args:
+        directory: the flag's value.
+        task: the task's name.
+    """
+    flag, expected = f"--teacher {directory}", "a run of train.py, train_vlm.py or combine_all.py"
+    remedy = "train a teacher with train.py, and name its run"
+    source = manifest.need_language_model(directory, flag, remedy)
+    if source is None:
+        if str(directory) not in bundled.NAMES:
+            loading.need_directory(directory, flag, expected, remedy)
+            # Report more specific errors first: a sequence of models, a run that has not saved yet.
+            manifest.refuse_sequence(directory, flag)
+            loading.read_config(directory, flag)
+        raise UserError("this is a bare backbone: it was not trained for any task", location=flag, expected=expected,
+                        remedy=remedy)  # fmt: skip
+    # A released checkpoint does not record its task.
+    if source.tasks and not source.released:
+        manifest.check_holds(source.tasks, task, directory, flag)
 
 
 class WordTeacher:

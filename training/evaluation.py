@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from pathlib import Path
 
+from versatile.adapters.manifest import peek
 from versatile.data import instances
 from versatile.data.own_tasks import get_own_task, relocate
-from versatile.data.task_names import by_task
+from versatile.data.task_names import by_task, name_among
 from versatile.training import runs
 from versatile.utils import devices, metrics
 from versatile.utils.errors import UserError
@@ -123,6 +124,22 @@ def read_split(task, path, split, max_history, limit):
     decoding = task.read_options(max_history, decoding=True)
     examples = instances.read_instances(path, split, task, decoding, limit)
     return MarkerSplit(task, path, split, task.read_options(max_history), examples, limit)
+
+
+def split_words(paths):
+    """Words that let an evaluation script score tasks on a split that their data have: [], or ["--split", "valid"] if
+    any has no test split; None if no one split serves all.
+
+    Args:
+        paths: {`data.task.Task`: its data file}.
+    """
+    try:
+        if all(task.has_split(path, task.scored_split) for task, path in paths.items()):
+            return []
+        return ["--split", "valid"] if all(task.has_split(path, "valid") for task, path in paths.items()) else None
+    except UserError:
+        # A run that has finished must not fail because its data cannot be read any more.
+        return []
 
 
 def score_texts(task, texts, examples, location):
@@ -274,7 +291,10 @@ def evaluate_run(args, typed, encoder):
     kind = text_model_class(encoder)
     kind.refuse_unused(typed)
     devices.quiet_libraries(args.cache_dir)
-    text_model = kind.load(args.model_checkpoint, None, devices.precision(args, idist.device()))
+    held = peek(args.model_checkpoint).tasks
+    # One that the model does not hold is refused below, where all its tasks are listed.
+    requested = task if (task := name_among(args.task, held, encoder)) in held else None
+    text_model = kind.load(args.model_checkpoint, requested, devices.precision(args, idist.device()))
     args.task = canonical_name(args.task, encoder)
     # evaluate_vlm.py has --data alone.
     for name, source in (getattr(args, "own_tasks", None) or {}).items():

@@ -20,6 +20,7 @@ from versatile.data.task import distilled_beside
 from versatile.data.task_names import name_among
 from versatile.training import hub, sharding
 from versatile.training.callbacks import MaskAbsentTasks
+from versatile.training.coverage import undrawn_tasks, warn_of_undrawn
 from versatile.training.objectives import CrossEntropy
 from versatile.training.optimizers import build_adamw
 from versatile.training.output_directory import check_output_directory, clear_run
@@ -41,7 +42,7 @@ from versatile.training.settings import Settings, StepPlan
 from versatile.training.trainer import Trainer
 from versatile.training.validation import Validation
 from versatile.utils import devices, plots, screen
-from versatile.utils.errors import UserError
+from versatile.utils.errors import MissingSplitError, UserError
 from versatile.utils.flags import quantization
 from versatile.utils.stored_flags import rename_settings, restore_flags
 
@@ -177,6 +178,9 @@ def check_before_loading(args, run):
             remedy=f"to resume it: {screen.shell_words('--resume', args.model_checkpoint)}; with other data: name "
                    f"its backbone, and add {screen.shell_words('--init_from', args.model_checkpoint)}",
         )  # fmt: skip
+    if args.init_from and run is None:
+        refuse_unfinished(args.init_from, f"--init_from {args.init_from}")
+        warm_starting.check_source(args.init_from, f"--init_from {args.init_from}")
     prepare_push(args)
     return dtype
 
@@ -271,14 +275,14 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
     Returns:
         {"train": {task: EncodedSplit}, "valid": the same}, without "valid" with --no_validation.
     """
-    splits = {}
-    for split in ["train"] if args.no_validation else ["train", "valid"]:
-        splits[split] = {}
+    splits, held_back = {"train": {}} if args.no_validation else {"train": {}, "valid": {}}, []
+    # Validation first: that it is missing is known before the larger split is tokenised.
+    for split in reversed(splits):
         for name, task in tasks.items():
             # Only training uses the teacher's texts; validation stays gold. --distillation: all tasks, or those named.
             distilled = args.distillation is True or (args.distillation and name in args.distillation)
             options = task.read_options(args.max_history, distilled=bool(distilled) and split == "train")
-            with missing_texts(paths[name], options):
+            with missing_split(split), missing_texts(paths[name], options):
                 loaded = load_split(paths[name], split, task, tokenizer, positions, training=split == "train",
                                     options=options, cache_dir=args.token_cache_dir)  # fmt: skip
             splits[split][name] = loaded
@@ -289,8 +293,23 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
             parts += [f"{n:,} dropped ({why})" for why, n in report["dropped"].items()]
             parts += [f"{n:,} cut ({why})" for why, n in report["cut"].items()]
             parts += [f"the teacher's texts from {paths[name]}"] if options.distilled else []
-            print_once(f"{split}{f' {name}' if len(tasks) > 1 else ''}: " + ", ".join(parts))
+            line = f"{split}{f' {name}' if len(tasks) > 1 else ''}: " + ", ".join(parts)
+            print_once(line) if split == "train" else held_back.append(line)
+    for line in held_back:
+        print_once(line)
     return splits
+
+
+@contextlib.contextmanager
+def missing_split(split):
+    """If a split is missing, let the error name the remedies that a training script has."""
+    try:
+        yield
+    except MissingSplitError as error:
+        remedy = error.remedy.removeprefix("choose one of its splits, ")
+        if split == "valid":
+            remedy = f"train without a validation split: --no_validation; or {remedy}"
+        raise UserError(error.found, location=error.location, expected=error.expected, remedy=remedy) from error
 
 
 @contextlib.contextmanager
@@ -405,6 +424,7 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
     tasks = list(splits["train"])
     result = dict(task="+".join(tasks), **adapting.count_parameters(model), valid_nll=None, valid_ppl=None)
     result |= run_training(trainer)
+    warn_of_undrawn(undrawn_tasks(trainer, result["steps"]))
     write_results(run, result, ", ".join(tasks))
     return result
 

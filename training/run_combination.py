@@ -18,7 +18,7 @@ from versatile.adapters.combine import (
     tokenizer_hash,
 )
 from versatile.adapters.manifest import peek
-from versatile.adapters.methods.registry import method_of
+from versatile.adapters.methods.registry import get_method, method_of
 from versatile.adapters.schemas import COMBINED_T5
 from versatile.adapters.tensors import copy_tensors
 from versatile.data import glue
@@ -44,6 +44,7 @@ class Combination:
     Attributes:
         sources: {task: its model's directory}, those of `into` first, each checked by its manifest.
         typed: {task: how the user named it, for errors}.
+        requested: the tasks of `checkpoints`.
         flags: {directory: the flags of its run}.
         own: {task: `OwnTask`} of the user's own tasks, with the data that `find_data` was given.
         encoder, script, backbone: of this kind of model: its encoder, training script and backbone.
@@ -58,7 +59,7 @@ class Combination:
     kept = ()
 
     def __init__(self, into, checkpoints):
-        self.sources, self.typed, self.flags, self.own = {}, {}, {}, {}
+        self.sources, self.typed, self.flags, self.own, self.requested = {}, {}, {}, {}, set(checkpoints)
         tasks_of_into = self.read_manifest(into, source_flag(into)).tasks if into else ()
         sources = [(task, into, source_flag(into)) for task in tasks_of_into]
         sources += [(task, directory, source_flag(directory, task)) for task, directory in checkpoints.items()]
@@ -108,11 +109,13 @@ class Combination:
         """(a model that holds the sources' tasks, in the order of their ids; its tokenizer).
 
         Raises:
-            UserError: two sources differ in their backbone or in how their inputs are made.
+            UserError: two sources differ in their backbone or in how their inputs are made, or a requested task's
+                adapter changes nothing.
         """
         known, states, methods, first = {}, {}, {}, None
         for directory, tasks in self.by_directory():
-            model, tokenizer = self.load(directory)
+            # Of requested tasks each is checked below; the others are not used.
+            model, tokenizer = self.load(directory, allow_idle=not self.requested.isdisjoint(tasks))
             first = first or (model, tokenizer)
             for task in tasks:
                 flag = self.typed[task]
@@ -127,6 +130,8 @@ class Combination:
                                         remedy="combine tasks that were trained alike, on the same frozen "
                                         + self.backbone)  # fmt: skip
                 methods[task] = self.method(model, task)
+                if task in self.requested:
+                    model.added[get_method(methods[task]["method"]).name].refuse_idle(task, flag)
                 states[task] = {name: state for name, method in model.added.items()
                                 if (state := method.task_state(task))}  # fmt: skip
             del model
@@ -175,11 +180,12 @@ class Combination:
         Raises:
             UserError: a score or an output differs from the source's.
         """
-        ours = self.load(directory)
+        # The sources' adapters have been checked.
+        ours = self.load(directory, allow_idle=True)
         devices.prepare_for_device(ours[0], idist.device(), torch.float32)
 
         def open_source(source, tasks):
-            theirs = self.load(source)
+            theirs = self.load(source, allow_idle=True)
             devices.prepare_for_device(theirs[0], idist.device(), torch.float32)
             # Both models registered their own tasks where their runs read them.
             register_own_tasks(self.own.values())
@@ -196,8 +202,8 @@ class Combination:
 
     # ---- of each kind
 
-    def load(self, directory):
-        """(a trained model, its tokenizer)."""
+    def load(self, directory, *, allow_idle):
+        """(a trained model, its tokenizer); `allow_idle`: as in `checkpoint.load_checkpoint`."""
         raise NotImplementedError
 
     def read_flags(self, directory):

@@ -41,10 +41,21 @@ from versatile.utils.stored_flags import DERIVED, TEXT
 STATE = "training_state.pt"
 
 
+# A file's name has at most 255 bytes; some are left for endings.
+LONGEST_NAME = 200
+
+
 def default_directory(*parts):
-    """runs/<date>_<host>_<part>_<part>…, without characters that are not allowed in a path."""
+    """runs/<date>_<host>_<part>_<part>…, without characters that are not allowed in a path, cut if it is too long."""
     words = [time.strftime("%Y-%m-%d_%H-%M-%S"), socket.gethostname(), *map(str, parts)]
-    return Path("runs") / "_".join(w.strip("/").replace("/", "-") for w in words)
+    name = "_".join(w.strip("/").replace("/", "-") for w in words)
+    return Path("runs") / os.fsencode(name)[:LONGEST_NAME].decode(errors="ignore")
+
+
+def join_names(tasks):
+    """Tasks' names as a part of `default_directory`: "nlg_mt", or "15-tasks" if that would be too long."""
+    joined = "_".join(tasks)
+    return joined if len(joined) <= LONGEST_NAME // 2 else f"{len(tasks)}-tasks"
 
 
 class ModelFiles:

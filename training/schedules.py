@@ -1,7 +1,15 @@
 """Learning-rate schedules for `training.trainer.Trainer`: functions of the number of an optimizer step, from 0."""
 
+import inspect
+import json
+
 import torch
-from versatile.utils.errors import UserError
+from versatile.utils.errors import UserError, first_line
+from versatile.utils.settings import SCHEDULE_NAMES
+
+# Arguments that a schedule cannot do without, one of which is needed; an example of the first.
+NEEDED = {"cosine_with_min_lr": ("min_lr", "min_lr_rate"), "warmup_stable_decay": ("num_decay_steps",)}
+EXAMPLES = {"cosine_with_min_lr": {"min_lr": 1e-5}, "warmup_stable_decay": {"num_decay_steps": 100}}
 
 
 def linear_decay(lr, total_steps, warmup_steps=0):
@@ -60,13 +68,42 @@ def build_schedule(name, lr, warmup_steps, total_steps, options=None):
     """
     from transformers import get_scheduler
 
+    name = getattr(name, "value", name)
+    check_options(name, options or {})
     # transformers binds a schedule to an optimizer; only its rates are needed.
     unused = torch.optim.SGD([torch.zeros(1)], lr=lr)
     try:
         scheduler = get_scheduler(name, unused, warmup_steps, total_steps, scheduler_specific_kwargs=options or {})
         (factor,) = scheduler.lr_lambdas
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{getattr(name, 'value', name)!r} cannot be used: {error}", location="--lr_scheduler_type",
-                        expected="a schedule that is known before the run, with the --lr_scheduler_kwargs it takes",
-                        remedy="choose linear, cosine, polynomial, constant, …") from error  # fmt: skip
+        if options:
+            raise UserError(f"the schedule {name} cannot use them: {first_line(error)}",
+                            location=f"--lr_scheduler_kwargs '{json.dumps(options)}'",
+                            expected=f"values for some of {', '.join(option_names(name))}") from error
+        raise UserError(f"{name!r} cannot be used: {first_line(error)}", location="--lr_scheduler_type",
+                        expected="a schedule that is known before the run",
+                        remedy=f"choose one of {', '.join(SCHEDULE_NAMES)}") from error  # fmt: skip
     return lambda step: lr * factor(step)
+
+
+def option_names(name):
+    """Names of the options of a transformers schedule."""
+    from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+
+    common = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch", "kwargs")
+    return [key for key in inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[name]).parameters if key not in common]
+
+
+def check_options(name, options):
+    """Raise a `UserError` if a schedule does not have one of these options, or needs another."""
+    known = option_names(name)
+    if unknown := [key for key in options if key not in known]:
+        others = [other for other in SCHEDULE_NAMES if set(options) <= set(option_names(other))]
+        remedy = f"or choose a schedule that has it: --lr_scheduler_type {' or '.join(others)}" if others else None
+        raise UserError(f"the schedule {name} has no argument {unknown[0]!r}", location="--lr_scheduler_kwargs",
+                        expected=", ".join(known) or "none", remedy="; ".join(filter(None, ["leave it out", remedy])))
+    needed = NEEDED.get(name, ())
+    if needed and not set(needed) & set(options):
+        raise UserError(f"the schedule {name} needs {' or '.join(needed)}", location="--lr_scheduler_kwargs",
+                        expected=f"some of {', '.join(known)}",
+                        remedy=f"for example --lr_scheduler_kwargs '{json.dumps(EXAMPLES[name])}'")  # fmt: skip

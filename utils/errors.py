@@ -34,6 +34,10 @@ class UserError(Exception):
         super().__init__(screen.escape_controls("\n".join(lines)))
 
 
+class MissingSplitError(UserError):
+    """Data without the split that was asked for."""
+
+
 def brief(value, limit=60):
     """`value` for an error message: its repr cut to `limit` characters, and its type."""
     try:

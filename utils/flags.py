@@ -106,6 +106,19 @@ def check_lengths(p, args):
         p.error(f"--min_length {args.min_length} is more than --max_length {args.max_length}")
 
 
+def print_unused_decoding(p, args):
+    """Print one line that names the typed decoding flags that the others leave without effect."""
+    parts = []
+    for unused, settings, reason in (
+        (args.no_sample, ("temperature", "top_k", "top_p"), "--no_sample"),
+        (args.num_beams == 1, ("length_penalty",), "one beam"),
+    ):
+        typed = [p.locations[name] for name in settings if p.locations.get(name, "").startswith("--")]
+        parts += [f"{', '.join(typed)}: no effect with {reason}"] if unused and typed else []
+    if parts:
+        print("; ".join(parts))
+
+
 def require_one_process():
     """Raise a `UserError` under torchrun, for scripts whose processes would all write the same files."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -139,8 +139,9 @@ TABLE = (
             spellings=("max_grad_norm",)),
     Setting("lr_scheduler_type", TRAINING, "learning rate schedule after the warm-up: " + ", ".join(SCHEDULE_NAMES),
             schedule_name, "linear", spellings=("lr_scheduler",), options=dict(metavar="NAME")),
-    Setting("lr_scheduler_kwargs", TRAINING, "arguments of the schedule, e.g. '{\"num_cycles\": 2}'", json_object,
-            options=dict(metavar="JSON")),
+    Setting("lr_scheduler_kwargs", TRAINING, "arguments of the schedule, e.g. '{\"num_cycles\": 2}' of "
+            "cosine_with_restarts; needed by cosine_with_min_lr ('{\"min_lr\": 1e-5}') and warmup_stable_decay "
+            "('{\"num_decay_steps\": 100}')", json_object, options=dict(metavar="JSON")),
     Setting("warmup_steps", TRAINING, "steps of learning rate warm-up", flags.not_negative, 0),
     Setting("warmup_ratio", TRAINING, "warm-up as a share of all steps", flags.fraction,
             spellings=("warmup_proportion",)),

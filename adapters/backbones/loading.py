@@ -100,18 +100,18 @@ def _seed_of(random_init):
     return random_init
 
 
-def need_directory(path, location, expected=None):
+def need_directory(path, location, expected=None, remedy=None):
     """Raise a `UserError` if a directory does not exist, listing the contents of its parent."""
     path = Path(path)
     if path.is_dir():
         return
     if path.exists():
-        raise UserError("this is a file", location=location, expected=expected or "a directory")
+        raise UserError("this is a file", location=location, expected=expected or "a directory", remedy=remedy)
     near = ""
     if path.parent.is_dir():
         names = sorted(p.name for p in path.parent.iterdir() if not p.name.startswith("."))
         near = f" ({path.parent} holds: {', '.join(names[:8]) or 'nothing'})"
-    raise UserError(f"no such directory{near}", location=location, expected=expected)
+    raise UserError(f"no such directory{near}", location=location, expected=expected, remedy=remedy)
 
 
 def read_config(folder, location):

@@ -12,6 +12,9 @@ A file declares these literals, which scripts read without importing torch (adap
     SETTINGS = {"lora_rank": ("positive", 8, "rank r of the update")}       flag -> (type in utils.flags, default, help)
 """
 
+import functools
+import logging
+
 import torch
 from torch import nn
 from versatile.adapters.backbones.family import backbone_of
@@ -52,6 +55,11 @@ class Method(nn.Module):
             location: what requested the method, for the error.
         """
 
+    @classmethod
+    def check_model(cls, model, backbone, settings):
+        """Raise a `UserError` if the settings do not fit the model itself; arguments as of `check`, which knows only
+        the family."""
+
     def build(self, model, tasks):
         """Create the parameters for {task: settings}, in the order of tasks."""
         raise NotImplementedError
@@ -85,8 +93,9 @@ class Method(nn.Module):
         """Raise a `UserError` if `is_idle`: a loaded adapter would change no output."""
         if self.is_idle(task):
             raise UserError(f"the adapter for {task!r} changes nothing: what it adds is zero in every layer",
-                            location=location, remedy="train it, or load the right file; if a run's best model is that "
-                            "of its first step, at rate 0, use one of its later checkpoints")  # fmt: skip
+                            location=location, remedy="train it for longer, as its rows may never have been drawn, or "
+                            "load the right file; if a run's best model is that of its first step, at rate 0, use one "
+                            "of its later checkpoints")  # fmt: skip
 
 
 class TaskModules(Method):
@@ -178,6 +187,32 @@ def parameters_of_tasks(model):
 def are_separate(model):
     """Whether the tasks of a model share no trained parameter."""
     return sum(map(len, parameters_of_tasks(model).values())) == sum(p.requires_grad for p in model.parameters())
+
+
+def check_idle(methods, location, requested=()):
+    """Raise a `UserError` if a requested task's loaded adapter changes nothing, or if all tasks' do; a warning names
+    the other tasks of which that is true.
+
+    Args:
+        methods: {task: the `Method` that it uses}.
+        location: the file they were loaded from.
+        requested: names of the tasks that are going to be used.
+    """
+    idle = [task for task, method in methods.items() if method.is_idle(task)]
+    refused = idle if len(idle) == len(methods) else [task for task in idle if task in requested]
+    if refused:
+        methods[refused[0]].refuse_idle(refused[0], location)
+    if idle:
+        _warn_of_idle(tuple(idle), location)
+
+
+@functools.cache
+def _warn_of_idle(tasks, location):
+    # Cached, because a script may load the same directory more than once.
+    logging.getLogger(__name__).warning(
+        "warning: %s: the adapter for %s changes nothing: were its rows never drawn in training? If so, train for "
+        "longer; the other tasks can be used", location, " and the one for ".join(map(repr, tasks)),
+    )  # fmt: skip
 
 
 def copy_adapter(model, source, targets):

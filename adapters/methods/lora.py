@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import nn
 from versatile.adapters.methods.base import TaskModules, all_zero, refuse_without_port
 from versatile.adapters.routing import GroupedProduct
+from versatile.utils.errors import UserError
+from versatile.utils.flags import PROJECTIONS
 
 METHODS = {"lora": "LoRA"}
 SETTINGS = {
@@ -62,6 +64,17 @@ class LoRA(TaskModules):
     @classmethod
     def check(cls, name, backbone, settings, location):
         refuse_without_port(backbone, "projections", name, location)
+
+    @classmethod
+    def check_model(cls, model, backbone, settings):
+        roles = {role for block in backbone.blocks(model) for role in backbone.projections(block)}
+        # A fused matrix is selected by any of the three.
+        roles |= set("qkv") if "qkv" in roles else set()
+        if absent := [role for role in settings["lora_targets"].split(",") if role not in roles]:
+            raise UserError(f"this {backbone.name} has no projection {' or '.join(absent)}",
+                            location=f"--lora_targets {settings['lora_targets']}",
+                            expected="some of " + ",".join(role for role in PROJECTIONS if role in roles),
+                            remedy="choose from these")  # fmt: skip
 
     def maps(self, block, targets):
         """{role: linear map} of the maps in a block that a task's `lora_targets` select."""

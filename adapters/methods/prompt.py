@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from versatile.adapters.methods.base import TaskModules, refuse_without_port
 from versatile.adapters.methods.prefix import IMPLEMENTATION, join_attention
+from versatile.utils.errors import UserError
 
 METHODS = {"prompt": "Prompt"}
 SETTINGS = {"prompt_length": ("positive", 20, "learned tokens before the input")}
@@ -41,6 +42,14 @@ class Prompt(TaskModules):
         if not backbone.encoder_decoder:
             refuse_without_port(backbone, "attention", name, location)
             refuse_without_port(backbone, "attention_interface", name, location)
+
+    @classmethod
+    def check_model(cls, model, backbone, settings):
+        longest, length = backbone.max_length(model.config), settings["prompt_length"]
+        # The prompt itself has the positions from 0 on, of which a learned table holds only so many.
+        if not backbone.encoder_decoder and not hasattr(model.base_model, "rotary_emb") and length > longest:
+            raise UserError(f"this {backbone.name} has {longest} positions", location=f"--prompt_length {length}",
+                            expected=f"at most {longest}", remedy="choose a shorter prompt")  # fmt: skip
 
     def create(self, model, settings):
         table = model.get_input_embeddings().weight.detach()
