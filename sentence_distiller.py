@@ -71,7 +71,7 @@ def main(argv=None):
     task = get_task(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
     partial = check_output(args, task)
-    with stop_on_signals(partial, resume_command(sys.argv[0], sys.argv[1:] if argv is None else argv)):
+    with stop_on_signals(partial, resume_command(Path(sys.argv[0]).name, sys.argv[1:] if argv is None else argv)):
         distil(args, task, partial)
 
 

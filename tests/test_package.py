@@ -118,7 +118,7 @@ def test_an_installed_script_is_called_by_its_name(installed, tmp_path):
     done = subprocess.run([*start, "train", *api.command_line(flags)], **options)
     assert done.returncode == 0, done.stderr
     # The next command is shown as it has to be typed here.
-    assert "next: versatile evaluate --task nlg" in done.stdout
+    assert "next: python -m versatile evaluate --task nlg" in done.stdout
     command = json.loads((tmp_path / "run/run.json").read_text())["command"]
     assert command.startswith("train.py --model_checkpoint=tiny-gpt2")
     done = subprocess.run([*start, "trane"], **options)
@@ -338,7 +338,8 @@ def test_commands_run_one_after_another_in_one_process_until_one_fails(tmp_path)
     assert done.returncode == 2 and "nowhere" in done.stderr and done.stderr.count("error:") == 1
     printed = done.stdout.splitlines()
     assert printed[0] == "two 2" and sum(line.startswith("done:") for line in printed) == 2
-    assert [line.split()[2] for line in printed if line.startswith("$ ")] == ["train.py", "train.py", "evaluate.py"]
+    typed = [line.split()[:5] for line in printed if line.startswith("$ ")]
+    assert typed == [["$", "python", "-m", "versatile", script] for script in ("train", "train", "evaluate")]
     assert "'--output_dir=my nlg'" in done.stdout
     # Each gives the same as in a process of its own.
     alone = versatile.train(dict(TINY_FLAGS, task="mt", dataset_path=SAMPLES / "mt.json", max_steps=1,
