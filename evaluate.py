@@ -34,8 +34,8 @@ def parser():
     task_flag(g, "--task", help="one of --list_tasks, a task of your own that the checkpoint holds, or NAME=DATA")
     settings.add(p, "model_checkpoint", help="a run directory, a released checkpoint, or a bare backbone")
     settings.add(p, "dataset_path", spellings=("data_dir",),
-                 help="the task's json file (default: the task's own location under data/); for a model of "
-                      "train_t5.py, the folder of the data (default: the run's)")  # fmt: skip
+                 help="the task's json file (default: the task's own location under data/, else the run's); for a "
+                      "model of train_t5.py, the folder of the data (default: the run's)")  # fmt: skip
     g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "DIR"), action=flags.OfTasks, default={},
                    metavar="TASK=DIR", help="the same for individual tasks; folders for a model of train_t5.py or "
                                             "train_camtl.py (default: --dataset_path, else the run's)")  # fmt: skip
@@ -106,6 +106,10 @@ def main(argv=None):
             p.error("--data and --dataset_path both name the task's data: leave one of them out")
         args.dataset_path = by_task(args.data, [args.task], "evaluated")[args.task]
     if not (args.score_only and args.references):
+        if not args.dataset_path and args.model_checkpoint and not task.has_data():
+            from versatile.training.evaluation import trained_data
+
+            args.dataset_path = trained_data(task, args.model_checkpoint)
         args.dataset_path = task.data_path(args.dataset_path)
     args.split = args.split or task.scored_split
     if args.score_only:

@@ -115,10 +115,10 @@ def read_splits(args, info):
 
 def read_task_split(args, task, max_history):
     """A task with its data: those given, else those at its own location, else its training data; None: left out."""
-    from versatile.training import evaluation, runs
+    from versatile.training import evaluation
 
     split, named_file = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
-    own, trained_on = Path(task.dataset_path), runs.trained_on(args.model_checkpoint, task.name)
+    own = Path(task.dataset_path)
     pairs = getattr(task, "pairs", None)
     if args.task == "all" and not named_file and pairs and pairs.own and task.has_data() and not pairs.has(split):
         print(f"{task.name}: left out, {own} has no {split} split")
@@ -126,8 +126,7 @@ def read_task_split(args, task, max_history):
     if named_file or task.has_data():
         return evaluation.read_split(task, named_file or str(own), split, max_history, args.limit)
     why = f"there is no {own}"
-    if trained_on and task.can_read(trained_on):
-        print(f"{task.name}: {why}; using the data it was trained on, {trained_on}")
+    if trained_on := evaluation.trained_data(task, args.model_checkpoint):
         try:
             return evaluation.read_split(task, trained_on, split, max_history, args.limit)
         except UserError as error:

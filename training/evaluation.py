@@ -125,6 +125,18 @@ def read_split(task, path, split, max_history, limit):
     return MarkerSplit(task, path, split, task.read_options(max_history), examples, limit)
 
 
+def trained_data(task, checkpoint):
+    """The data that a model was trained on, for a task without data at its own location; None if they are gone, too.
+
+    The choice is printed.
+    """
+    path = runs.trained_on(checkpoint, task.name)
+    if not path or not task.can_read(path):
+        return None
+    print(f"{task.name}: there is no {task.dataset_path}; using the data it was trained on, {path}")
+    return path
+
+
 def score_texts(task, texts, examples, location):
     """Score the outputs whose examples have references; returns scores and notes, see `data.instances.scored`."""
     numbers, references, blank = instances.scored(examples, location)
