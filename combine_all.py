@@ -33,6 +33,7 @@ from pathlib import Path
 from versatile.data.task_names import by_task, name_among
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.files import find_shipped
 from versatile.utils.screen import align_columns, counted, format_count, shell_command, shortest_path
 
 # The last three drop entries.
@@ -63,7 +64,7 @@ def parser():
                    help="--merge ties, dare_ties: use the sign of the sum, or of most entries (default total)")
     g.add_argument("--seed", type=flags.seed, default=42, help="--merge dare: random seed for dropping entries")
     g = p.add_argument_group("proof")
-    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(find_shipped, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="task files whose scored split provides the inputs; for a model of "
                                              "train_camtl.py or train_t5.py, the folder of the data")  # fmt: skip
     g.add_argument("--proof_examples", type=flags.positive, default=8, metavar="N", help="inputs per task")

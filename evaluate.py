@@ -25,6 +25,7 @@ from versatile.data.listing import list_tasks
 from versatile.data.task_names import by_task, task_flag
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.files import find_shipped
 from versatile.utils.screen import shell_command
 
 
@@ -36,7 +37,7 @@ def parser():
     settings.add(p, "dataset_path", spellings=("data_dir",),
                  help="the task's json file (default: the task's own location under data/, else the run's); for a "
                       "model of train_t5.py, the folder of the data (default: the run's)")  # fmt: skip
-    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "DIR"), action=flags.OfTasks, default={},
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(find_shipped, "DIR"), action=flags.OfTasks, default={},
                    metavar="TASK=DIR", help="the same for individual tasks; folders for a model of train_t5.py or "
                                             "train_camtl.py (default: --dataset_path, else the run's)")  # fmt: skip
     settings.add(p, "split")

@@ -19,6 +19,7 @@ from versatile.adapters.manifest import peek, refuse_question_model, require_man
 from versatile.data.listing import list_tasks
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.files import find_shipped
 
 
 def parser():
@@ -27,7 +28,7 @@ def parser():
     g.add_argument("--task", default="all", help="a task, or all for every task that the checkpoint holds")
     settings.add(p, "model_checkpoint", help="the VLM's directory")
     settings.add(p, "dataset_path", help="the data file, for a single --task")
-    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(find_shipped, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/); for a model "
                                              "of train_t5.py or train_camtl.py, data folders")  # fmt: skip
     settings.add(p, "split")
