@@ -375,10 +375,12 @@ def refuse_unknown(sources):
 def read_inputs(args, source):
     """A task's first inputs for the proof, with their origin: a `training.evaluation.MarkerSplit`."""
     from versatile.data.files import SAMPLES
+    from versatile.data.own_tasks import named_data
     from versatile.data.task import get_task
     from versatile.training import evaluation, runs
 
-    task, named_file = get_task(source.task), args.data.get(source.task)
+    named_file = named_data(source.task, args.data.get(source.task), "--data")
+    task = get_task(source.task)
     trained_on = runs.trained_on(source.directory, task.name)
     paths = [named_file] if named_file else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
     errors = []

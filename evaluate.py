@@ -86,7 +86,7 @@ def main(argv=None):
 
         if manifest and manifest.encoder in RUN_ENCODERS:
             return evaluate_run(args, p.locations, manifest.encoder)
-    from versatile.data.own_tasks import prepare_own_tasks
+    from versatile.data.own_tasks import named_data, prepare_own_tasks
     from versatile.data.task import canonical_name, find_task, get_task
 
     prepare_own_tasks(args, "--task", trained=manifest.definitions.values() if manifest else ())
@@ -106,6 +106,8 @@ def main(argv=None):
         if args.dataset_path:
             p.error("--data and --dataset_path both name the task's data: leave one of them out")
         args.dataset_path = by_task(args.data, [args.task], "evaluated")[args.task]
+    flag = "--data" if args.data else p.locations.get("dataset_path", "--dataset_path")
+    args.dataset_path, task = named_data(args.task, args.dataset_path, flag), get_task(args.task)
     if not (args.score_only and args.references):
         if not args.dataset_path and args.model_checkpoint and not task.has_data():
             from versatile.training.evaluation import trained_data

@@ -288,8 +288,7 @@ def evaluate_run(args, typed, encoder):
     devices.quiet_libraries(args.cache_dir)
     text_model = kind.load(args.model_checkpoint, None, devices.precision(args, idist.device()))
     args.task = canonical_name(args.task, encoder)
-    # evaluate_vlm.py has --data alone.
-    for name, source in (getattr(args, "own_tasks", None) or {}).items():
+    for name, source in (args.own_tasks or {}).items():
         relocate(name, source, "--task")
     splits = text_model.read_splits(args, typed)
     run, names = runs.run_of(args.model_checkpoint).name, [split.name for split in splits]
