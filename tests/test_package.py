@@ -244,6 +244,27 @@ def test_what_is_no_input_of_the_model_is_refused(tmp_path):
             versatile.load(directory, precision=precision)
     with pytest.raises(UserError, match="no script 'test_package'"):
         versatile.train({}, script="test_package")
+    with pytest.raises(UserError, match="evaluate trains nothing"):
+        versatile.train({}, script="evaluate")
+    # A key of Decoding is named; there is no file to copy again.
+    for settings, found in ((dict(max_len=3), "unknown key 'max_len'"), (dict(temperature=0), "temperature is 0")):
+        with pytest.raises(UserError, match=found) as refused:
+            model.generate_text("nlg", "name[A]", **settings)
+        assert refused.value.remedy == "correct it, or leave it out"
+
+
+def test_half_a_surrogate_pair_is_read_as_in_data_files(tmp_path):
+    model = versatile.load(train(tmp_path, "mt"))
+    assert model.generate_text("mt", ["a \ud800 b"], max_length=3) == model.generate_text("mt", ["a ? b"], max_length=3)
+
+
+def test_results_that_are_not_kept_are_not_said_to_be_anywhere(tmp_path, capsys):
+    flags = dict(task="mt", model_checkpoint=train(tmp_path, "mt"), dataset_path=SAMPLES / "mt.json", limit=1,
+                 max_length=3, no_sample=True)  # fmt: skip
+    for output in (None, tmp_path / "out"):
+        capsys.readouterr()
+        assert "BLEU" in versatile.evaluate(dict(flags, output_dir=output))["mt"]["scores"]
+        assert ("results in" in capsys.readouterr().out) == bool(output)
 
 
 def test_flags_are_written_as_on_the_command_line():

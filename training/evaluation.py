@@ -5,6 +5,7 @@ splits, and each split's `EvalSplit.score` on the predictions.
 """
 
 import contextlib
+import contextvars
 import json
 import re
 from dataclasses import dataclass, field
@@ -229,9 +230,25 @@ def evaluate_into(output_dir, text_model, splits, decoding, samples=3, **more):
         write_json(Path(output_dir) / f"{name}_metrics.json", summaries[name])
         result.show(samples)
     text_model.finish_evaluation(results, output_dir)
-    decoded = "decoded {decode_tokens:,} tokens in {decode_seconds} s ({decode_tokens_per_second:.0f} tokens/s); "
-    print((decoded.format(**speed) if speed else "") + f"results in {output_dir}")
+    decoded = "decoded {decode_tokens:,} tokens in {decode_seconds} s ({decode_tokens_per_second:.0f} tokens/s)"
+    notes = [decoded.format(**speed)] if speed else []
+    notes += [] if _TEMPORARY.get() else [f"results in {output_dir}"]
+    if notes:
+        print("; ".join(notes))
     return summaries
+
+
+_TEMPORARY = contextvars.ContextVar("temporary", default=False)
+
+
+@contextlib.contextmanager
+def temporary_results():
+    """Context in which the directory of the results is not printed, as it is deleted afterwards."""
+    token = _TEMPORARY.set(True)
+    try:
+        yield
+    finally:
+        _TEMPORARY.reset(token)
 
 
 def default_results(name, checkpoint, tasks):
