@@ -58,7 +58,8 @@ def parser():
     g.add_argument("--task", help="--merge: the task of the result (needed if --checkpoints names several)")
     g.add_argument("--weights", nargs="+", type=flags.number, metavar="W",
                    help="--merge: one weight per checkpoint (default: those of the mean; with task_arithmetic, "
-                        "of the sum)")
+                        "of the sum). A LoRA's A and B are each multiplied by the square root of the weight, as in "
+                        "peft: the mean of two LoRAs has the weights 0.25 0.25, that of other adapters 0.5 0.5")
     g.add_argument("--density", type=flags.share, help="--merge ties, dare: share of the entries kept (default 0.5)")
     g.add_argument("--majority_sign_method", choices=["total", "frequency"],
                    help="--merge ties, dare_ties: use the sign of the sum, or of most entries (default total)")
