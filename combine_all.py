@@ -33,6 +33,7 @@ from pathlib import Path
 from versatile.data.task_names import by_task, name_among
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.files import find_shipped
 from versatile.utils.screen import align_columns, counted, format_count, shell_command, shortest_path
 
 # The last three drop entries.
@@ -57,13 +58,14 @@ def parser():
     g.add_argument("--task", help="--merge: the task of the result (needed if --checkpoints names several)")
     g.add_argument("--weights", nargs="+", type=flags.number, metavar="W",
                    help="--merge: one weight per checkpoint (default: those of the mean; with task_arithmetic, "
-                        "of the sum)")
+                        "of the sum). A LoRA's A and B are each multiplied by the square root of the weight, as in "
+                        "peft: the mean of two LoRAs has the weights 0.25 0.25, that of other adapters 0.5 0.5")
     g.add_argument("--density", type=flags.share, help="--merge ties, dare: share of the entries kept (default 0.5)")
     g.add_argument("--majority_sign_method", choices=["total", "frequency"],
                    help="--merge ties, dare_ties: use the sign of the sum, or of most entries (default total)")
     g.add_argument("--seed", type=flags.seed, default=42, help="--merge dare: random seed for dropping entries")
     g = p.add_argument_group("proof")
-    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(find_shipped, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="task files whose scored split provides the inputs; for a model of "
                                              "train_camtl.py or train_t5.py, the folder of the data")  # fmt: skip
     g.add_argument("--proof_examples", type=flags.positive, default=8, metavar="N", help="inputs per task")
@@ -374,10 +376,12 @@ def refuse_unknown(sources):
 def read_inputs(args, source):
     """A task's first inputs for the proof, with their origin: a `training.evaluation.MarkerSplit`."""
     from versatile.data.files import SAMPLES
+    from versatile.data.own_tasks import named_data
     from versatile.data.task import get_task
     from versatile.training import evaluation, runs
 
-    task, named_file = get_task(source.task), args.data.get(source.task)
+    named_file = named_data(source.task, args.data.get(source.task), "--data")
+    task = get_task(source.task)
     trained_on = runs.trained_on(source.directory, task.name)
     paths = [named_file] if named_file else [trained_on, task.dataset_path, SAMPLES / f"{task.name}.json"]
     errors = []

@@ -25,6 +25,7 @@ from versatile.data.listing import list_tasks
 from versatile.data.task_names import by_task, task_flag
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.files import find_shipped
 from versatile.utils.screen import shell_command
 
 
@@ -34,9 +35,9 @@ def parser():
     task_flag(g, "--task", help="one of --list_tasks, a task of your own that the checkpoint holds, or NAME=DATA")
     settings.add(p, "model_checkpoint", help="a run directory, a released checkpoint, or a bare backbone")
     settings.add(p, "dataset_path", spellings=("data_dir",),
-                 help="the task's json file (default: the task's own location under data/); for a model of "
-                      "train_t5.py, the folder of the data (default: the run's)")  # fmt: skip
-    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "DIR"), action=flags.OfTasks, default={},
+                 help="the task's json file (default: the task's own location under data/, else the run's); for a "
+                      "model of train_t5.py, the folder of the data (default: the run's)")  # fmt: skip
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(find_shipped, "DIR"), action=flags.OfTasks, default={},
                    metavar="TASK=DIR", help="the same for individual tasks; folders for a model of train_t5.py or "
                                             "train_camtl.py (default: --dataset_path, else the run's)")  # fmt: skip
     settings.add(p, "split")
@@ -85,7 +86,7 @@ def main(argv=None):
 
         if manifest and manifest.encoder in RUN_ENCODERS:
             return evaluate_run(args, p.locations, manifest.encoder)
-    from versatile.data.own_tasks import prepare_own_tasks
+    from versatile.data.own_tasks import named_data, prepare_own_tasks
     from versatile.data.task import canonical_name, find_task, get_task
 
     prepare_own_tasks(args, "--task", trained=manifest.definitions.values() if manifest else ())
@@ -105,7 +106,13 @@ def main(argv=None):
         if args.dataset_path:
             p.error("--data and --dataset_path both name the task's data: leave one of them out")
         args.dataset_path = by_task(args.data, [args.task], "evaluated")[args.task]
+    flag = "--data" if args.data else p.locations.get("dataset_path", "--dataset_path")
+    args.dataset_path, task = named_data(args.task, args.dataset_path, flag), get_task(args.task)
     if not (args.score_only and args.references):
+        if not args.dataset_path and args.model_checkpoint and not task.has_data():
+            from versatile.training.evaluation import trained_data
+
+            args.dataset_path = trained_data(task, args.model_checkpoint)
         args.dataset_path = task.data_path(args.dataset_path)
     args.split = args.split or task.scored_split
     if args.score_only:

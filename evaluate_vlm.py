@@ -17,17 +17,20 @@ from pathlib import Path
 
 from versatile.adapters.manifest import peek, refuse_question_model, require_manifest
 from versatile.data.listing import list_tasks
+from versatile.data.task_names import task_flag
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.files import find_shipped
 
 
 def parser():
     p = flags.build_parser(__doc__)
     g = p.group("task and data")
-    g.add_argument("--task", default="all", help="a task, or all for every task that the checkpoint holds")
+    task_flag(g, "--task", default="all",
+              help="a task, or all for every task that the checkpoint holds, or NAME=DATA for one of your own")
     settings.add(p, "model_checkpoint", help="the VLM's directory")
     settings.add(p, "dataset_path", help="the data file, for a single --task")
-    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(find_shipped, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/); for a model "
                                              "of train_t5.py or train_camtl.py, data folders")  # fmt: skip
     settings.add(p, "split")
@@ -100,26 +103,35 @@ def evaluate(args):
 
 def read_splits(args, info):
     """The splits to evaluate: the requested tasks that the model holds, with their data."""
-    from versatile.data.own_tasks import register_own_tasks
+    from versatile.data.files import SAMPLES
+    from versatile.data.own_tasks import get_own_task, named_data, register_own_tasks, relocate
     from versatile.data.task import get_task
     from versatile.training.evaluation import requested_tasks
 
     register_own_tasks(info.definitions.values())
     names = requested_tasks(args, info.tasks)
+    for name, source in (args.own_tasks or {}).items():
+        relocate(name, source, "--task")
+    args.data = {name: named_data(name, path, "--data") for name, path in args.data.items()}
+    args.dataset_path = named_data(args.task, args.dataset_path, "--dataset_path")
     splits = [read_task_split(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(splits):
-        raise UserError("none of the tasks has data", location="--data", expected="TASK=FILE for at least one of "
-                        + ", ".join(names), remedy="name data for one, or convert it: python -m data.convert --help; "
-                        f"to try it: --data {names[0]}=data/samples/{names[0]}.json")  # fmt: skip
+        remedy = "name data for one, or convert it: python -m data.convert --help"
+        if own := next((name for name in names if get_own_task(name)), None):
+            remedy = f"name its new location: --data {own}=DIR"
+        elif sample := next((name for name in names if (SAMPLES / f"{name}.json").is_file()), None):
+            remedy += f"; to try it: --data {sample}=data/samples/{sample}.json"
+        raise UserError("none of the tasks has data", location="--data", remedy=remedy,
+                        expected="TASK=FILE for at least one of " + ", ".join(names))  # fmt: skip
     return [split for split in splits if split]
 
 
 def read_task_split(args, task, max_history):
     """A task with its data: those given, else those at its own location, else its training data; None: left out."""
-    from versatile.training import evaluation, runs
+    from versatile.training import evaluation
 
     split, named_file = args.split or task.scored_split, args.data.get(task.name) or args.dataset_path
-    own, trained_on = Path(task.dataset_path), runs.trained_on(args.model_checkpoint, task.name)
+    own = Path(task.dataset_path)
     pairs = getattr(task, "pairs", None)
     if args.task == "all" and not named_file and pairs and pairs.own and task.has_data() and not pairs.has(split):
         print(f"{task.name}: left out, {own} has no {split} split")
@@ -127,8 +139,7 @@ def read_task_split(args, task, max_history):
     if named_file or task.has_data():
         return evaluation.read_split(task, named_file or str(own), split, max_history, args.limit)
     why = f"there is no {own}"
-    if trained_on and task.can_read(trained_on):
-        print(f"{task.name}: {why}; using the data it was trained on, {trained_on}")
+    if trained_on := evaluation.trained_data(task, args.model_checkpoint):
         try:
             return evaluation.read_split(task, trained_on, split, max_history, args.limit)
         except UserError as error:
@@ -139,7 +150,8 @@ def read_task_split(args, task, max_history):
     if args.task != "all":
         # This raises the task's own error.
         task.data_path(named_file)
-    print(f"{task.name}: left out, {why} (name its data: --data {task.name}=FILE)")
+    kind = "DIR" if pairs and pairs.own else "FILE"
+    print(f"{task.name}: left out, {why} (name its data: --data {task.name}={kind})")
 
 
 if __name__ == "__main__":

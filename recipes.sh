@@ -331,6 +331,19 @@ recipes() {
     for kind in $LIFELONG_METHODS; do echo "lifelong-wcs-$kind"; done
 }
 
+# The command line $1 without the flags that the other words name: scripts refuse a flag of several values given twice.
+without_typed() {
+    local word flag="" line="" named=" "
+    for word in "${@:2}"; do
+        case "$word" in --*) word="${word%%=*}" named+="${word//-/_} " ;; esac
+    done
+    for word in $1; do
+        case "$word" in --*) flag="${word%%=*}" flag="${flag//-/_}" ;; esac
+        case "$named" in *" ${flag:-none} "*) ;; *) line+="${line:+ }$word" ;; esac
+    done
+    echo "$line"
+}
+
 # The last value of a flag in a command line.
 option() { echo "$2" | sed -n "s/.*${1//_/[-_]}[= ]\{1,\}\([^ ]*\).*/\1/p"; }
 

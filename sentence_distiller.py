@@ -60,7 +60,7 @@ def main(argv=None):
     flags.require_one_process()
     from versatile.adapters import checkpoint
     from versatile.adapters.manifest import check_holds, refuse_question_model
-    from versatile.data.own_tasks import prepare_own_tasks
+    from versatile.data.own_tasks import named_data, prepare_own_tasks
     from versatile.data.task import find_task, get_task
 
     manifest = checkpoint.peek(args.model_checkpoint)
@@ -68,11 +68,12 @@ def main(argv=None):
     prepare_own_tasks(args, "--task", trained=manifest.definitions.values() if manifest else ())
     if manifest and manifest.tasks and find_task(args.task) is None:
         check_holds(manifest.tasks, args.task, args.model_checkpoint)
+    args.dataset_path = named_data(args.task, args.dataset_path, "--dataset_path")
     task = get_task(args.task)
     args.dataset_path = task.data_path(args.dataset_path)
     partial = check_output(args, task)
     flags.print_unused_decoding(p, args)
-    with stop_on_signals(partial, resume_command(sys.argv[0], sys.argv[1:] if argv is None else argv)):
+    with stop_on_signals(partial, resume_command(Path(sys.argv[0]).name, sys.argv[1:] if argv is None else argv)):
         distil(args, task, partial)
 
 

@@ -25,6 +25,7 @@ from versatile.data.task_names import by_task, task_flag
 from versatile.training import method_flags
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.files import find_shipped
 
 # The published settings; the learning rate for an unfrozen backbone is the original's, that for adapters only the one
 # that most adapters were published with.
@@ -62,7 +63,7 @@ def parser():
     task_flag(g, "--tasks", "markers", nargs="+", metavar="TASK",
               help="the tasks to train: any of --list_tasks, and NAME=DATA for your own, see data/own_tasks.py "
                    "(default: all tasks with data)")  # fmt: skip
-    g.add_argument("--data", nargs="+", type=flags.of_tasks(str, "FILE"), action=flags.OfTasks, default={},
+    g.add_argument("--data", nargs="+", type=flags.of_tasks(find_shipped, "FILE"), action=flags.OfTasks, default={},
                    metavar="TASK=FILE", help="data files (default: the tasks' own locations under data/)")  # fmt: skip
     g.add_argument("--sampling", choices=["proportional", "uniform", "temperature"], default="proportional",
                    help="draw tasks in proportion to size, equally often, or in proportion to size^(1/T)")  # fmt: skip

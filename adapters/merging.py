@@ -8,8 +8,9 @@
                                 (Yu et al. 2024, "Language Models are Super Mario", equation 4)
 
 The tensor functions follow peft (`peft.utils.merge_utils`), and a merged LoRA equals that of peft's
-`add_weighted_adapter`: A and B are each scaled by the square root of weight times scale. Differences from a method's
-initial value are merged, then added back to it: one for (IA)3's vectors and layer-norm weights, zero elsewhere.
+`add_weighted_adapter`: A and B are each scaled by the square root of weight times scale, so that the mean of n LoRAs
+has the weights 1/n². Differences from a method's initial value are merged, then added back to it: one for (IA)3's
+vectors and layer-norm weights, zero elsewhere.
 """
 
 from dataclasses import replace

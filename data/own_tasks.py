@@ -23,7 +23,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class OwnTask:
         metrics: names of `utils.answer_metrics`, the headline metric first.
         question: what LAMOL's question-answer form asks about the prompt.
         max_length: maximum number of tokens in an answer of train_t5.py; the other scripts have --max_length.
+        defined_in: the task.json or the words for the checkpoint that set these, for errors; "": none did.
     """
 
     name: str
@@ -83,6 +84,7 @@ class OwnTask:
     metrics: tuple = ()
     question: str = ""
     max_length: int = LONGEST_ANSWER
+    defined_in: str = field(default="", compare=False)
 
     # The remaining attributes of `data.known_pairs.KnownPairs`, constant here.
     own, tested, rule = True, "test", None
@@ -111,7 +113,7 @@ class OwnTask:
     def to_json(self):
         """The definition that a checkpoint stores; `from_json` reads it."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()
-                if v not in ((), "", None)}  # fmt: skip
+                if v not in ((), "", None) and key != "defined_in"}  # fmt: skip
 
     # ---- rows
 
@@ -179,8 +181,21 @@ class OwnTask:
 
     def prompts(self, record, location):
         """The prompt's texts, one for each column."""
+        self.check_columns(record, location, self.prompt)
         return [text_of(record, (column,), location) for column in self.prompt] or [
             text_of(record, _COLUMNS["prompt"], location)]  # fmt: skip
+
+    def check_columns(self, record, location, columns):
+        """Raise a `UserError` that says who asked for a column if a record lacks one of these."""
+        if not (missing := [column for column in columns if column not in record]):
+            return
+        wanted = " and ".join(f'"{column}"' for column in (*self.prompt, *self.answer_columns[:1]))
+        remedy = "rename them, or put a task.json that names yours beside the data"
+        if self.defined_in.endswith(".json"):
+            remedy = "rename them, or correct that file"
+        raise UserError(f"has no column {missing[0]!r}; it has {_listed(record)}", location=location,
+                        expected=f"the columns {wanted}" + (f", set in {self.defined_in}" if self.defined_in else ""),
+                        remedy=remedy)  # fmt: skip
 
     def prompt_text(self, prompts):
         """The prompt as one text; if it has several columns, each is preceded by its name, as in T5's own tasks."""
@@ -207,6 +222,7 @@ class OwnTask:
 
     def answers(self, record, location):
         """The texts of the correct answers."""
+        self.check_columns(record, location, (self.answer,) if self.answer else ())
         return answers_of(record, self.answer_columns, location, self.label if self.labels else answer_text)
 
     def label(self, value, column, location):
@@ -285,10 +301,14 @@ def column_value(record, columns, location):
     for column in columns:
         if column in record:
             return record[column], column
-    listed = ", ".join(map(repr, islice(record, 20)))
-    raise UserError(f"has no column {' or '.join(map(repr, columns))}; it has {listed or 'none'}", location=location,
+    raise UserError(f"has no column {' or '.join(map(repr, columns))}; it has {_listed(record)}", location=location,
                     expected='the columns "prompt" and "answer"',
                     remedy='rename them, or name yours in task.json: {"prompt": "text", "answer": "label"}')
+
+
+def _listed(record):
+    """A record's columns, for messages."""
+    return ", ".join(map(repr, islice(record, 20))) or "none"
 
 
 def text_of(record, columns, location):
@@ -332,7 +352,8 @@ def define(name, source, flag="--tasks", trained=None):
     Raises:
         UserError: the name is not a valid task name, there is nothing at the source, or task.json is not valid.
     """
-    location = f"{flag} {name}={source}"
+    # A flag that takes no names has the data of the one task.
+    location = f"{flag} {source}" if flag in ("--dataset_path", "--data_dir") else f"{flag} {name}={source}"
     if not _NAME.fullmatch(name) or len(name) > 60:
         raise UserError(f"{brief(name)} cannot be a task's name", location=location,
                         expected="letters, digits, - and _, at most 60")  # fmt: skip
@@ -356,7 +377,8 @@ def define(name, source, flag="--tasks", trained=None):
     settings["source"] = str(path.resolve()) if path.exists() else source
     if trained and settings_file is None:
         return replace(trained, source=settings["source"])
-    return from_json(dict(settings, name=name), settings_file or location)
+    task = from_json(dict(settings, name=name), settings_file or location)
+    return replace(task, defined_in=str(settings_file or ""))
 
 
 def split_names_of_json(path):
@@ -417,7 +439,9 @@ def register_own_tasks(tasks):
     from versatile.data.task import known_names
 
     for task in tasks:
-        task = task if isinstance(task, OwnTask) else from_json(task, "a task's definition in the checkpoint")
+        if not isinstance(task, OwnTask):
+            task = from_json(task, "a task's definition in the checkpoint")
+            task = replace(task, defined_in="the task's definition in the checkpoint")
         if task.name.lower() in known_names():
             raise UserError(f"{task.name!r} is a task of the toolkit", location=f"{task.name}={task.source}",
                             expected="a name of your own",
@@ -429,6 +453,18 @@ def register_own_tasks(tasks):
 def relocate(name, source, flag):
     """Let a registered task read other data from now on; arguments and errors as of `define`."""
     register_own_tasks([define(name, source, flag, get_own_task(name))])
+
+
+def named_data(name, path, flag):
+    """Where the data that a flag names for a task are read; a task.json beside those of a user-defined task applies.
+
+    Args:
+        path: the flag's value, or None.
+    """
+    if not path or not get_own_task(name):
+        return path
+    relocate(name, path, flag)
+    return get_own_task(name).source
 
 
 def prepare_own_tasks(args, flag="--tasks", labelled=False, trained=()):
@@ -447,6 +483,8 @@ def prepare_own_tasks(args, flag="--tasks", labelled=False, trained=()):
                  for name, source in args.own_tasks.items()]  # fmt: skip
         register_own_tasks(tasks)
         tasks = [task.with_labels() for task in tasks] if labelled else tasks
+        register_own_tasks(tasks)
         args.task_definitions = [task.to_json() for task in tasks]
-    known: Iterable = args.task_definitions or ()
-    register_own_tasks(known)
+    else:
+        known: Iterable = args.task_definitions or ()
+        register_own_tasks(known)

@@ -5,10 +5,11 @@
 
 import json
 import re
+import shlex
 
 import pytest
 from huggingface_hub import ModelCard
-from scripts import SAMPLES, without_java
+from scripts import SAMPLES, done, run, without_java
 from versatile.adapters.backbones import bundled
 from versatile.training import cards
 
@@ -100,6 +101,7 @@ def test_a_combined_models_card_names_its_own_place_and_outlives_another_task(ru
     names = {}
     exec(lines_of_python(card), names)
     assert list(names["model"].tasks) == ["nlg"]
+    assert "nlg: there is no data/NLG/data.json; using the data it was trained on" in evaluated(vlm, tmp_path)
     versatile.combine({"mt": runs("train_vlm")}, into=vlm, proof_examples=1, proof_tokens=2,
                       data={task: SAMPLES / f"{task}.json" for task in ("nlg", "mt")})  # fmt: skip
     assert "| tasks | nlg, mt |" in (vlm / "README.md").read_text()
@@ -107,6 +109,18 @@ def test_a_combined_models_card_names_its_own_place_and_outlives_another_task(ru
     (vlm / "README.md").write_text("# My model\n")
     with pytest.raises(versatile.UserError, match=r"README\.md, which would be lost"):
         versatile.combine({"qa": runs("train_vlm")}, into=vlm)
+
+
+def evaluated(run_directory, folder):
+    """The output of the command in a card, started in a folder without data of the tasks' own."""
+    card = (run_directory / "README.md").read_text()
+    ((script, flags),) = re.findall(r"```console\npython (evaluate\w*)\.py (.*?)\n```", card)
+    return done(run(script, [*shlex.split(flags), "--limit", "2", "--max_length", "3"], folder / "log", cwd=folder)).out
+
+
+def test_the_command_of_a_trained_tasks_card_evaluates_on_the_data_of_its_run(runs, tmp_path):
+    printed = evaluated(runs("train"), tmp_path)
+    assert f"using the data it was trained on, {SAMPLES / 'nlg.json'}" in printed and "results in " in printed
 
 
 def test_somebodys_own_readme_stays(tmp_path):

@@ -326,7 +326,7 @@ def test_the_scripts_run_as_a_user_runs_them(tmp_path):
     result = run_as_user("combine_all", argv, cwd=tmp_path)
     assert result.code == 0 and not result.err, result.err
     assert "2 tasks: " in result.out and "instead of 284,160 in full models" in result.out
-    (line,) = re.findall("^next: python evaluate_vlm.py (.*)$", result.out, re.MULTILINE)
+    (line,) = re.findall(r"^next: python \S*/evaluate_vlm\.py (.*)$", result.out, re.MULTILINE)
     result = run("evaluate_vlm", [*shlex.split(line), "--limit", "2", "--max_length", "5"], tmp_path / "evaluate",
                  env=without_java(), cwd=tmp_path)  # fmt: skip
     assert result.code == 0, result.err

@@ -9,8 +9,7 @@ import json
 import math
 
 import pytest
-from conftest import ROOT
-from scripts import small
+from scripts import ROOT, SAMPLES, done, run, small
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError
 
@@ -160,3 +159,57 @@ def test_the_documented_spellings_are_those_of_the_table():
     for setting in settings.TABLE:
         also = "".join(right for left, right in rows if f"`--{setting.name}`" in left + right)
         assert [s for s in setting.spellings if f"`--{s}`" not in also] == []
+
+
+@pytest.mark.parametrize(("script", "typed", "once"), [
+    ("train_vlm", "--method nlg=lora --lr 1e-3 --method mt=prefix", "--method nlg=lora mt=prefix"),
+    ("train_vlm", "--data nlg=a --data=mt=b", "--data nlg=a mt=b"),
+    ("combine_all", "--output o --checkpoints nlg=a --checkpoints mt=b", "--checkpoints nlg=a mt=b"),
+    ("train_lifelong", "--tasks ag --tasks sst --lr 1e-3", "--tasks ag sst"),
+])  # fmt: skip
+def test_a_flag_of_several_values_given_twice_is_refused(script, typed, once, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        parser_of(script).parse_args(typed.split())
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith(f"error: {once.split()[0]}: given twice: name all of its values in one: {once}\n")
+
+
+def test_a_converters_flag_of_several_values_given_three_times_is_refused(capsys):
+    from versatile.data.convert import build_parser
+
+    words = "iwslt --folder d --pair en-de --output o --valid a --valid b --valid c"
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(words.split())
+    assert "--valid: given 3 times: name all of its values in one: --valid a b c" in capsys.readouterr().err
+
+
+def test_a_flag_of_several_values_overrides_a_config_files_and_of_a_plain_flag_the_last_counts(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(dict(method=["nlg=lora"], lr=1)))
+    args = parser_of("train_vlm").parse_args([str(path), "--method", "mt=prefix", "--lr", "0.1", "--lr", "0.2"])
+    assert (args.method, args.lr) == ([["mt", "prefix"]], 0.2)
+
+
+@pytest.mark.parametrize("script", ["train", "train_vlm", "evaluate", "evaluate_vlm", "combine_all", "train_lifelong",
+                                    "train_camtl", "sentence_distiller"])  # fmt: skip
+def test_the_samples_are_found_from_any_directory_unless_it_has_its_own(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = parser_of(script)._option_string_actions
+    shipped, own = "data/samples/mt.json", tmp_path / "data/samples/nlg.json"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    for flag in {"--dataset_path", "--data_dir"} & known.keys():
+        assert vars(parser_of(script).parse_args([flag, shipped]))[known[flag].dest] == str(ROOT / shipped)
+        assert vars(parser_of(script).parse_args([flag, "data/samples/nlg.json"]))[known[flag].dest] == (
+            "data/samples/nlg.json")  # fmt: skip
+    if "--data" in known:
+        args = parser_of(script).parse_args(["--data", f"mt={shipped}", "nlg=data/samples/nlg.json"])
+        assert args.data == {"mt": str(ROOT / shipped), "nlg": "data/samples/nlg.json"}
+
+
+def test_a_script_started_elsewhere_trains_on_the_samples(tmp_path):
+    flags = "--task mt --dataset_path data/samples/mt.json --model_checkpoint tiny-gpt2 --limit 4 --max_steps 1 --fp32"
+    folder = tmp_path / "run"
+    done(run("train", [*flags.split(), "--output_dir", folder], tmp_path / "log", cwd=tmp_path))
+    assert json.loads((folder / "run.json").read_text())["flags"]["dataset_path"] == str(SAMPLES / "mt.json")

@@ -104,6 +104,19 @@ def test_the_mean_of_an_adapter_with_itself_is_that_adapter(kind, tmp_path):
     torch.testing.assert_close(again(**given).logits, model(**given).logits, atol=1e-5, rtol=1e-5)
 
 
+def test_the_weights_of_two_loras_act_as_help_says(tmp_path):
+    run = trained(tmp_path / "run", {"nlg": METHODS["lora"]}, 0)
+    source = combine.read_sources(run, ["nlg"])[0]
+    help_of_weights = next(action.help for action in combine_all.parser()._actions if action.dest == "weights")
+    for weight, factor in ((0.5, 2), (0.25, 1)):
+        sources = [source, merge_sources([source, source], "nlg", "linear", [weight, weight])]
+        scales = [own.method["lora_alpha"] / own.method["lora_rank"] for own in sources]
+        site = next(key.removesuffix(".B") for key in source.state if key.endswith(".B"))
+        before, after = (s * own.state[f"{site}.B"] @ own.state[f"{site}.A"] for s, own in zip(scales, sources))
+        torch.testing.assert_close(after, factor * before)
+    assert "the mean of two LoRAs has the weights 0.25 0.25" in help_of_weights
+
+
 @pytest.mark.parametrize("merge", combine_all.MERGES)
 def test_adapters_of_one_task_become_one_that_is_scored(runs, merge, tmp_path, capsys):
     kind, runs = runs

@@ -165,7 +165,7 @@ def test_a_bad_label_or_column_of_a_table_is_named_with_its_line(tmp_path):
 
 SETTINGS = {
     "an unknown metric": ({"metrics": ["bleurt"]}, "metrics[0]"),
-    "an unknown key": ({"metric": ["f1"]}, "unknown keys metric"),
+    "an unknown key": ({"metric": ["f1"]}, "unknown key 'metric'"),
     "one label": ({"labels": ["x"]}, "labels"),
 }
 

@@ -118,7 +118,7 @@ def test_an_installed_script_is_called_by_its_name(installed, tmp_path):
     done = subprocess.run([*start, "train", *api.command_line(flags)], **options)
     assert done.returncode == 0, done.stderr
     # The next command is shown as it has to be typed here.
-    assert "next: versatile evaluate --task nlg" in done.stdout
+    assert "next: python -m versatile evaluate --task nlg" in done.stdout
     command = json.loads((tmp_path / "run/run.json").read_text())["command"]
     assert command.startswith("train.py --model_checkpoint=tiny-gpt2")
     done = subprocess.run([*start, "trane"], **options)
@@ -244,6 +244,27 @@ def test_what_is_no_input_of_the_model_is_refused(tmp_path):
             versatile.load(directory, precision=precision)
     with pytest.raises(UserError, match="no script 'test_package'"):
         versatile.train({}, script="test_package")
+    with pytest.raises(UserError, match="evaluate trains nothing"):
+        versatile.train({}, script="evaluate")
+    # A key of Decoding is named; there is no file to copy again.
+    for settings, found in ((dict(max_len=3), "unknown key 'max_len'"), (dict(temperature=0), "temperature is 0")):
+        with pytest.raises(UserError, match=found) as refused:
+            model.generate_text("nlg", "name[A]", **settings)
+        assert refused.value.remedy == "correct it, or leave it out"
+
+
+def test_half_a_surrogate_pair_is_read_as_in_data_files(tmp_path):
+    model = versatile.load(train(tmp_path, "mt"))
+    assert model.generate_text("mt", ["a \ud800 b"], max_length=3) == model.generate_text("mt", ["a ? b"], max_length=3)
+
+
+def test_results_that_are_not_kept_are_not_said_to_be_anywhere(tmp_path, capsys):
+    flags = dict(task="mt", model_checkpoint=train(tmp_path, "mt"), dataset_path=SAMPLES / "mt.json", limit=1,
+                 max_length=3, no_sample=True)  # fmt: skip
+    for output in (None, tmp_path / "out"):
+        capsys.readouterr()
+        assert "BLEU" in versatile.evaluate(dict(flags, output_dir=output))["mt"]["scores"]
+        assert ("results in" in capsys.readouterr().out) == bool(output)
 
 
 def test_flags_are_written_as_on_the_command_line():
@@ -338,7 +359,8 @@ def test_commands_run_one_after_another_in_one_process_until_one_fails(tmp_path)
     assert done.returncode == 2 and "nowhere" in done.stderr and done.stderr.count("error:") == 1
     printed = done.stdout.splitlines()
     assert printed[0] == "two 2" and sum(line.startswith("done:") for line in printed) == 2
-    assert [line.split()[2] for line in printed if line.startswith("$ ")] == ["train.py", "train.py", "evaluate.py"]
+    typed = [line.split()[:5] for line in printed if line.startswith("$ ")]
+    assert typed == [["$", "python", "-m", "versatile", script] for script in ("train", "train", "evaluate")]
     assert "'--output_dir=my nlg'" in done.stdout
     # Each gives the same as in a process of its own.
     alone = versatile.train(dict(TINY_FLAGS, task="mt", dataset_path=SAMPLES / "mt.json", max_steps=1,

@@ -4,6 +4,7 @@
 """
 
 import io
+import json
 import os
 import shlex
 import signal
@@ -133,6 +134,29 @@ def test_printed_commands_survive_a_shell():
     assert shlex.split(screen.shell_command("train.py", *words)) == ["python", "train.py", *map(str, words)]
     assert screen.resume_command("train.py", "my run") == "python train.py --resume 'my run'"
     assert screen.resume_command("train.py", "r", 2) == "torchrun --nproc_per_node 2 train.py --resume r"
+
+
+def test_printed_commands_work_where_the_user_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT / "docs")
+    assert screen.shell_command("train.py", "--resume", "r") == "python ../train.py --resume r"
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(screen.shell_command("train.py"))
+    assert words[0] == "python" and os.path.samefile(words[1], ROOT / "train.py")
+    with screen.started_as("python", "-m", "versatile"):
+        assert screen.shell_command("train.py", 1) == "python -m versatile train 1"
+        assert screen.resume_command("train.py", "r", 2) == "torchrun --nproc_per_node 2 -m versatile train --resume r"
+    with screen.started_as("versatile"):
+        assert screen.resume_command("train.py", "r") == "versatile train --resume r"
+        monkeypatch.chdir(ROOT)
+        assert screen.resume_command("train.py", "r") == "python train.py --resume r"
+
+
+def test_python_m_versatile_prints_commands_that_begin_so(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(dict(command="train_vlm.py", flags={})))
+    start = [sys.executable, "-m", "versatile", "train", "--resume", "."]
+    done = subprocess.run(start, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True,
+                          text=True, timeout=240)  # fmt: skip
+    assert done.returncode == 2 and "remedy:   python -m versatile train_vlm --resume ." in done.stderr
 
 
 # ---- homes and users

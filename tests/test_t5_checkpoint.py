@@ -307,7 +307,7 @@ def test_directories_of_another_kind_are_refused(saved, tmp_path):
     config = saved / "adapter_config.json"
     said = json.loads(config.read_text())
     change(config, settings=said["settings"] | dict(prompt_length=3))
-    with pytest.raises(UserError, match="unknown settings prompt_length"):
+    with pytest.raises(UserError, match="unknown key 'prompt_length' in settings"):
         t5.load_t5(saved)
     change(config, settings=said["settings"], encoder="markers", first=0)
     change(config, tasks=[dict(name=task, markers=[]) for task in TASKS])

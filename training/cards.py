@@ -6,7 +6,7 @@ from pathlib import Path
 from versatile.adapters.backbones import bundled
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write
-from versatile.utils.screen import shell_command
+from versatile.utils.screen import portable_command
 
 CARD = "README.md"
 LIBRARY = "versatile"
@@ -121,19 +121,20 @@ def _loading(flags, tasks, location, hub_name):
     if "seq_train_type" in flags:
         code = ("from versatile.adapters import checkpoint\n\n"
                 f"model, tokenizer = checkpoint.load_checkpoint({_last_stage(flags, location)})")
-        command = shell_command("evaluate_lifelong.py", "--model_dirs", location)
+        command = portable_command("evaluate_lifelong.py", "--model_dirs", location)
     elif "adapter_config_name" in flags:
         code = code.format(first, _columns(first))
-        command = shell_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", location)
+        command = portable_command("evaluate.py", "--task", "all", "--no_sample", "--model_checkpoint", location)
     elif "freeze_encoder_layers" in flags:
         code = code.format(first, _sentences(first))
-        command = shell_command("train_camtl.py", "--model_name_or_path", location, "--data_dir", "GLUE",
-                                "--output_dir", "results", "--do_eval")  # fmt: skip
+        command = portable_command("train_camtl.py", "--model_name_or_path", location, "--data_dir", "GLUE",
+                                   "--output_dir", "results", "--do_eval")  # fmt: skip
     else:
         code = code.format(first, _sample(first))
-        script = "evaluate.py" if "task" in flags else "evaluate_vlm.py"
-        command = shell_command(script, "--task", first if "task" in flags else "all", "--no_sample",
-                                "--model_checkpoint", location)  # fmt: skip
+        # In a combined model's flags the task is null.
+        task = flags.get("task") and first
+        command = portable_command("evaluate.py" if task else "evaluate_vlm.py", "--task", task or "all", "--no_sample",
+                                   "--model_checkpoint", location)  # fmt: skip
     return f"```python\n{directory}\n\n{code}\n```\n\n```console\n{command}\n```"
 
 

@@ -37,7 +37,7 @@ class Decoding:
     @classmethod
     def checked(cls, settings):
         """The settings of a dict; a `UserError` for an unknown name, or a value that its flag would not take."""
-        settings = schema.validate(settings, _SETTINGS, "settings")
+        settings = schema.validate(settings, _SETTINGS, "settings", "correct it, or leave it out")
         if settings.get("min_length", cls.min_length) > settings.get("max_length", cls.max_length):
             raise UserError("min_length is above max_length", location="settings")
         return cls(**settings)

@@ -5,6 +5,7 @@ splits, and each split's `EvalSplit.score` on the predictions.
 """
 
 import contextlib
+import contextvars
 import json
 import re
 from dataclasses import dataclass, field
@@ -142,6 +143,18 @@ def split_words(paths):
         return []
 
 
+def trained_data(task, checkpoint):
+    """The data that a model was trained on, for a task without data at its own location; None if they are gone, too.
+
+    The choice is printed.
+    """
+    path = runs.trained_on(checkpoint, task.name)
+    if not path or not task.can_read(path):
+        return None
+    print(f"{task.name}: there is no {task.dataset_path}; using the data it was trained on, {path}")
+    return path
+
+
 def score_texts(task, texts, examples, location):
     """Score the outputs whose examples have references; returns scores and notes, see `data.instances.scored`."""
     numbers, references, blank = instances.scored(examples, location)
@@ -234,9 +247,25 @@ def evaluate_into(output_dir, text_model, splits, decoding, samples=3, **more):
         write_json(Path(output_dir) / f"{name}_metrics.json", summaries[name])
         result.show(samples)
     text_model.finish_evaluation(results, output_dir)
-    decoded = "decoded {decode_tokens:,} tokens in {decode_seconds} s ({decode_tokens_per_second:.0f} tokens/s); "
-    print((decoded.format(**speed) if speed else "") + f"results in {output_dir}")
+    decoded = "decoded {decode_tokens:,} tokens in {decode_seconds} s ({decode_tokens_per_second:.0f} tokens/s)"
+    notes = [decoded.format(**speed)] if speed else []
+    notes += [] if _TEMPORARY.get() else [f"results in {output_dir}"]
+    if notes:
+        print("; ".join(notes))
     return summaries
+
+
+_TEMPORARY = contextvars.ContextVar("temporary", default=False)
+
+
+@contextlib.contextmanager
+def temporary_results():
+    """Context in which the directory of the results is not printed, as it is deleted afterwards."""
+    token = _TEMPORARY.set(True)
+    try:
+        yield
+    finally:
+        _TEMPORARY.reset(token)
 
 
 def default_results(name, checkpoint, tasks):
@@ -296,8 +325,7 @@ def evaluate_run(args, typed, encoder):
     requested = task if (task := name_among(args.task, held, encoder)) in held else None
     text_model = kind.load(args.model_checkpoint, requested, devices.precision(args, idist.device()))
     args.task = canonical_name(args.task, encoder)
-    # evaluate_vlm.py has --data alone.
-    for name, source in (getattr(args, "own_tasks", None) or {}).items():
+    for name, source in (args.own_tasks or {}).items():
         relocate(name, source, "--task")
     splits = text_model.read_splits(args, typed)
     run, names = runs.run_of(args.model_checkpoint).name, [split.name for split in splits]

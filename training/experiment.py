@@ -100,12 +100,21 @@ def relocate_own_tasks(known, typed_flags):
     named, definitions = typed_flags.get("own_tasks") or {}, known.get("task_definitions") or []
     if not named or set(named) - {task["name"] for task in definitions}:
         return typed_flags
+    flag = "--task" if "task" in known else "--tasks"
     for task in definitions:
         if task["name"] in named:
-            task["source"] = define(task["name"], named[task["name"]], "--tasks").source
+            before, task["source"] = task["source"], define(task["name"], named[task["name"]], flag).source
+            # train.py records an own task's source as its data file, too.
+            if is_same_path(known.get("dataset_path"), before):
+                known["dataset_path"] = task["source"]
     # Of several tasks only those that have moved need be named.
     replaced = {"own_tasks", "tasks"} if set(typed_flags.get("tasks") or ()) <= set(named) else {"own_tasks"}
     return {flag: value for flag, value in typed_flags.items() if flag not in replaced}
+
+
+def is_same_path(path, other):
+    """Whether two paths, of which the first may be None, lead to the same file or folder, which need not exist."""
+    return path is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
 def refuse_validation_flags(args, typed_flags):

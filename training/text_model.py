@@ -46,6 +46,15 @@ def load_text_model(directory, task, dtype):
     return text_model_class(manifest.encoder).load(directory, task, dtype)
 
 
+def encodable(value):
+    """An input with lone halves of surrogate pairs, which no tokenizer takes, replaced by ``?``, as in data files."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: encodable(item) for key, item in value.items()}
+    return [encodable(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def text_model_class(encoder):
     """The `TextModel` class for models whose manifest names this encoder."""
     # Imported here, because both are subclasses of `TextModel`.
@@ -212,7 +221,7 @@ class TextModel:
         single = isinstance(inputs, (str, dict))
         if not single and not isinstance(inputs, (list, tuple)):
             raise UserError(f"{brief(inputs)} is not a text", location="inputs", expected="a text or a list of texts")
-        several = [inputs] if single else list(inputs)
+        several = encodable([inputs] if single else list(inputs))
         examples = [self._example(task, lines, f"input {number}") for number, lines in enumerate(several, 1)]
         texts = self.decode(self.prompts(task, examples, decoding.max_length)[0], decoding) if several else []
         return texts[0] if single else texts

@@ -16,7 +16,6 @@ from versatile.training.runs import Run, absolute_paths, check_flags, refuse_els
 from versatile.training.text_to_text_flags import PORT_SETTINGS, build_parser
 from versatile.utils import flags, schema, settings, stored_flags
 from versatile.utils.errors import UserError, first_line
-from versatile.utils.files import find_shipped
 from versatile.utils.screen import shell_words
 
 # These change where a run's files are or how they are kept, never the result.
@@ -69,8 +68,6 @@ def parse(make_parser, argv=None, script="train_t5.py"):
     """
     p = make_parser()
     arguments = Arguments(**vars(p.parse_args(argv)), locations=p.locations)
-    if arguments.data_dir:
-        arguments.data_dir = str(find_shipped(arguments.data_dir))
     if directory := directory_to_resume(arguments):
         typed = flags.typed_flags(make_parser, argv)
         vars(arguments).update(flags_of_resumed_run(directory, typed, p, script))

@@ -9,11 +9,12 @@ import os
 import platform
 import re
 import sys
+from itertools import chain
 from pathlib import Path
 
 from versatile.utils.config_files import ENDINGS, read_config
 from versatile.utils.errors import UserError, brief
-from versatile.utils.screen import escape_controls
+from versatile.utils.screen import escape_controls, shell_words
 
 _RAISING = contextvars.ContextVar("raising", default=False)
 
@@ -128,6 +129,29 @@ class Parser(argparse.ArgumentParser):
         if rest:
             self.refuse(rest)
         return namespace
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Like argparse's, also for a sub-command; a flag of several values given twice is an error."""
+        words = sys.argv[1:] if args is None else list(args)
+        self.refuse_repeated(words)
+        return super().parse_known_args(words, namespace)
+
+    def refuse_repeated(self, words):
+        """Exit if a flag that takes several values is given more than once: argparse would keep the last one only."""
+        values, flag = {}, None
+        for word in words:
+            if word.startswith("--"):
+                flag, equals, value = word.partition("=")
+                values.setdefault(flag, []).append([value] if equals else [])
+            elif flag:
+                values[flag][-1].append(word)
+        for flag, groups in values.items():
+            action = self._option_string_actions.get(flag)
+            several = action and action.nargs in ("+", "*") and action.help != argparse.SUPPRESS
+            if several and len(groups) > 1:
+                once = shell_words(flag, *chain.from_iterable(groups))
+                self.error(f"{flag}: given {'twice' if len(groups) == 2 else f'{len(groups)} times'}: name all of its "
+                           f"values in one: {once}")  # fmt: skip
 
     # ---- from a command line to argparse's words
 

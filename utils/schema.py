@@ -185,7 +185,8 @@ class Record(Kind):
             elif kind.required:
                 raise _Mismatch("", f"no {name!r}" + (f" in {key}" if key else ""), kind.expected())
         if self.closed and (unknown := sorted(set(value) - set(self.fields))):
-            raise _Mismatch("", f"unknown {key or 'keys'} {', '.join(unknown)}", ", ".join(sorted(self.fields)))
+            names = f"unknown key{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}"
+            raise _Mismatch("", names + (f" in {key}" if key else ""), ", ".join(sorted(self.fields)))
 
     def expected(self):
         return "a json object"

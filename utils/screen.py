@@ -4,6 +4,7 @@ A script's `main` runs under `protected` (through `utils.errors.exit_on_user_err
 """
 
 import contextlib
+import contextvars
 import os
 import re
 import shlex
@@ -51,23 +52,54 @@ def shell_words(*words):
     return shlex.join(map(str, words))
 
 
+# How `python -m versatile` or the command `versatile` was typed, while they run a script.
+_LAUNCHER = contextvars.ContextVar("launcher", default=None)
+
+
+@contextlib.contextmanager
+def started_as(*words):
+    """Context in which printed commands begin with a launcher's words: "python", "-m", "versatile"."""
+    token = _LAUNCHER.set(words)
+    try:
+        yield
+    finally:
+        _LAUNCHER.reset(token)
+
+
 def shell_command(script, *words):
-    """A command for pasting into a shell: "python <script> <words>", or without a checkout "versatile <name>"."""
-    start = ["python", script] if _in_checkout(script) else ["versatile", Path(script).stem]
-    return shell_words(*start, *words)
+    """A command for pasting into a shell in the current directory: "python <script> <words>", or "versatile <name>"."""
+    return shell_words(*_start_words(script), *words)
 
 
 def resume_command(script, directory, processes=1):
     """The command that resumes a run with the same number of processes on each machine."""
     if processes == 1:
         return shell_command(script, "--resume", directory)
-    start = [script] if _in_checkout(script) else ["-m", "versatile", Path(script).stem]
+    python, *start = _start_words(script)
+    start = start if python == "python" else ["-m", "versatile", Path(script).stem]
     return shell_words("torchrun", "--nproc_per_node", processes, *start, "--resume", directory)
 
 
-def _in_checkout(script):
-    """Whether the script is next to the rooms; otherwise it is an installed module."""
-    return (Path(__file__).resolve().parent.parent / script).is_file()
+def portable_command(script, *words):
+    """A command that names no place on this machine, for a text that is read elsewhere."""
+    start = ["python", script] if (_HOME / script).is_file() else ["versatile", Path(script).stem]
+    return shell_words(*start, *words)
+
+
+_HOME = Path(__file__).resolve().parent.parent
+
+
+def _start_words(script):
+    """The words that start a script from the current directory, as the running one was started if possible."""
+    path = _HOME / script
+    if path.is_file():
+        with contextlib.suppress(OSError):
+            # A script of the checkout that the user stands in is the shortest.
+            if path.parent.samefile(Path.cwd()):
+                return ["python", script]
+    if _LAUNCHER.get() or not path.is_file():
+        return [*(_LAUNCHER.get() or ["versatile"]), Path(script).stem]
+    return ["python", shortest_path(path)]
 
 
 class SafeStream:

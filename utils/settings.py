@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from versatile.utils import flags
 from versatile.utils.devices import PROFILE
+from versatile.utils.files import find_shipped
 from versatile.utils.parser import Refuse, Switch
 
 # Names of schedules in the originals and in older versions of transformers -> names in transformers.
@@ -100,8 +101,8 @@ PRECISION = "precision (default: --bf16 where the hardware has it, else --fp32)"
 _SWITCH = dict(action=Switch)
 
 TABLE = (
-    Setting("dataset_path", DATA, "the task's json file (default: the task's own location under data/)"),
-    Setting("data_dir", DATA, "folder of the tasks' files"),
+    Setting("dataset_path", DATA, "the task's json file (default: the task's own location under data/)", find_shipped),
+    Setting("data_dir", DATA, "folder of the tasks' files", find_shipped),
     Setting("max_history", DATA, "number of exchanges of a conversation to keep (default: published)", flags.positive),
     Setting("limit", DATA, "use only the first N examples of each split", flags.positive),
     Setting("split", DATA, "which split (default: the task's scored split)",

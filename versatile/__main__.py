@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.screen import shell_command
+from versatile.utils.screen import shell_command, started_as
 from versatile.utils.settings import SET_BY_FLAGS
 
 USAGE = "usage: versatile SCRIPT [flags]\n       versatile --commands FILE"
@@ -34,10 +34,15 @@ def main(argv=None):
         print("flags:   versatile SCRIPT --help")
         print("FILE:    one SCRIPT with its flags per line, run one after another in one process until one fails;\n"
               "         lines that begin with # are printed (-: standard input)")  # fmt: skip
-    elif argv[0] == "--commands":
-        run_commands(argv[1:])
-    else:
-        run_script(argv, "versatile")
+        return
+    with started_as(*launcher()):
+        run_commands(argv[1:]) if argv[0] == "--commands" else run_script(argv, "versatile")
+
+
+def launcher():
+    """The words that this program was started with: the command versatile, or python -m versatile."""
+    before = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv) + 1]
+    return ["python", "-m", "versatile"] if before[-2:] == ["-m", "versatile"] else ["versatile"]
 
 
 def run_script(words, location):

@@ -16,6 +16,7 @@ from versatile.utils.errors import UserError
 from versatile.utils.settings import SETTINGS, json_object
 
 PRECISIONS = ("fp32", "bf16", "fp16")
+TRAINING_SCRIPTS = ("train", "train_vlm", "train_lifelong", "train_t5", "pretrain_t5", "train_camtl")
 
 
 def load(directory, task=None, precision=None):
@@ -58,6 +59,9 @@ def train(flags, script="train"):
         KeyboardInterrupt: after Ctrl-C; the run was saved and can be resumed.
     """
     name, flags = find_script(str(script), "script"), dict(flags)
+    if name not in TRAINING_SCRIPTS:
+        raise UserError(f"{script} trains nothing", location="script", expected="one of " + ", ".join(TRAINING_SCRIPTS),
+                        remedy="see versatile.evaluate and versatile.combine; run others from the command line")
     folder = flags.get("resume") or _output_directory(flags)
     if not folder and name == "train_lifelong" and (flags.get("model_dir_root") or os.environ.get("MODEL_ROOT_DIR")):
         folder = _sequence_directory(flags)
@@ -126,8 +130,12 @@ def evaluate(flags, script="evaluate"):
         raise UserError(f"{script} does not write scores task by task", location="script",
                         expected="evaluate or evaluate_vlm",
                         remedy="run it from the command line; evaluate_lifelong.py writes matrix.json")  # fmt: skip
+    from versatile.training.evaluation import temporary_results
+
     with contextlib.ExitStack() as stack:
-        folder = _output_directory(flags) or stack.enter_context(tempfile.TemporaryDirectory())
+        if not (folder := _output_directory(flags)):
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            stack.enter_context(temporary_results())
         earlier = {path: _version(path) for path in Path(folder).glob("*_metrics.json")}
         run_script(find_script(str(script), "script"), dict(flags, output_dir=folder))
         files = sorted(p for p in Path(folder).glob("*_metrics.json") if earlier.get(p) != _version(p))
