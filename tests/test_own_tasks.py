@@ -10,8 +10,10 @@ from dataclasses import replace
 
 import pytest
 from scripts import SAMPLES, done, metrics, run, small
+from torch import nn
 from versatile.data import glue, own_tasks, question_samples, question_tasks, task, text_to_text
 from versatile.data.own_tasks import define, register_own_tasks
+from versatile.data.task_names import MODULE_ATTRIBUTES
 from versatile.utils import answer_metrics
 from versatile.utils.errors import UserError
 
@@ -183,6 +185,8 @@ def test_sources_and_names_that_cannot_be_are_refused(tmp_path):
     for name, source, expected in (
         ("mine", "/no/such/folder", "no such file or folder"),
         ("a b", str(tmp_path / "data"), "cannot be a task's name"),
+        ("All", str(tmp_path / "data"), "'All' cannot be a task's name: the word stands for all tasks"),
+        ("type", str(tmp_path / "data"), "'type' cannot be a task's name\n.*\n.*type_task"),
         ("mine", str(tmp_path / "data" / "train.jsonl"), "one file holds one split only"),
     ):
         with pytest.raises(UserError, match=expected):
@@ -204,7 +208,7 @@ def test_an_unknown_name_lists_names_like_it_and_says_how_to_bring_ones_own(get)
 
 @pytest.mark.parametrize(("script", "flags"), [
     ("train", ["--task", "keys={}", "--model_checkpoint", "tiny-gpt2", "--method", "lora"]),
-    ("train_vlm", ["--tasks", "keys={}", "--model_checkpoint", "tiny-gpt2", "--method", "lora"]),
+    ("train_vlm", ["--tasks", "keys={}", "--model_checkpoint", "tiny-gpt2", "--method", "full"]),
     ("train_t5", ["--tasks", "keys={}", "--model_name_or_path", "tiny-t5", "--method", "lora", "--do_train", "true"]),
     ("train_lifelong", ["--tasks", "ag", "keys={}", "--model_name", "tiny-gpt2", "--method", "lora", "--own_adapters",
                         "--data_dir", SAMPLES / "lifelong"]),
@@ -216,8 +220,14 @@ def test_a_name_that_parameters_cannot_have_is_refused_with_nothing_written(scri
     filled = [str(flag).format(tmp_path / "data") for flag in flags]
     name = next(word for word in filled if word.endswith(f"={tmp_path / 'data'}")).partition("=")[0]
     result = run(script, [*filled, "--output_dir", tmp_path / "run"], tmp_path / "log")
-    assert result.code == 2 and f"the task {name!r}" in result.err and f"{name}_task" in result.err
+    said = f"{name!r} cannot be a task's name" if name == "keys" else f"the task {name!r}"
+    assert result.code == 2 and said in result.err and f"{name}_task" in result.err
     assert not (tmp_path / "run").exists()
+
+
+def test_names_that_modules_cannot_have_are_those_of_torch():
+    attributes = {name for kind in (nn.ModuleDict, nn.ParameterDict) for name in dir(kind())}
+    assert {name for name in attributes if own_tasks._NAME.fullmatch(name)} <= MODULE_ATTRIBUTES
 
 
 # --- as each encoder takes it ----------------------------------------------------------------------------
