@@ -158,7 +158,8 @@ def score_files(args, task):
         options = task.read_options(args.max_history, decoding=True)
         examples = instances.read_instances(args.dataset_path, args.split, task, options, args.limit)
         references = [e.references for e in examples]
-    metrics.check_counts(hypotheses, references)
+    source = args.references or f"{args.dataset_path}:{args.split}"
+    metrics.check_counts(hypotheses, references, f"--score_only {args.score_only}, with the references of {source}")
     if examples is None:
         scores, notes = task.score(hypotheses, references)
     else:

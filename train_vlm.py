@@ -26,6 +26,7 @@ from versatile.training import method_flags
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import find_shipped
+from versatile.utils.screen import format_number
 
 # The published settings; the learning rate for an unfrozen backbone is the original's, that for adapters only the one
 # that most adapters were published with.
@@ -135,8 +136,9 @@ def train(args, typed_flags):
     result = experiment.fit(args, run, model, tokenizer, splits, dtype, limits=limits, temperature=temperature,
                             separate=adapting.are_separate(model), script="train_vlm.py")  # fmt: skip
     for name, best in result.get("tasks", {}).items():
-        experiment.print_once(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {best['valid_ppl']:.3f},"
-                              f" after step {best['best_step']}")  # fmt: skip
+        perplexity = format_number(best["valid_ppl"], 3)
+        experiment.print_once(f"{name:15} best validation NLL {best['valid_nll']:.4f}, PPL {perplexity}, after step "
+                              f"{best['best_step']}")  # fmt: skip
     data = [f"{name}={path}" for name, path in paths.items()]
     split = evaluation.split_words({task: paths[name] for name, task in tasks.items()})
     following = ["evaluate_vlm.py", "--task", "all", "--no_sample", "--model_checkpoint", run.directory,

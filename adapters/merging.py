@@ -17,6 +17,7 @@ from dataclasses import replace
 
 import torch
 from versatile.utils.errors import UserError
+from versatile.utils.screen import counted
 
 
 def prune_by_magnitude(tensor, density):
@@ -71,8 +72,8 @@ def merge_sources(sources, task, method, weights=None, density=0.5, majority="to
     _check(sources)
     weights = weights or _default_weights(sources, method)
     if len(weights) != len(sources):
-        raise UserError(f"{len(weights)} weights for {len(sources)} adapters", location="--weights",
-                        expected="one for each")  # fmt: skip
+        found = f"{counted(len(weights), 'weight')} for {counted(len(sources), 'adapter')}"
+        raise UserError(found, location="--weights", expected="one for each")
     first = next(source for source in sources if source.task == task)
     lora, state, settings = first.method["method"] == "lora", {}, dict(first.method)
     if lora:

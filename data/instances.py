@@ -50,7 +50,7 @@ def scored(examples, location):
     numbers = [i for i, group in enumerate(references) if group]
     blank = len(examples) - len(numbers)
     if not numbers:
-        raise UserError(f"the references of all {blank} examples are blank: there is nothing to score against",
+        raise UserError(f"the references of all examples ({blank}) are blank: there is nothing to score against",
                         location=location, expected="a target or references",
                         remedy="name the file with the true targets; they may be withheld in this one")  # fmt: skip
     note = f"{blank} of {len(examples)} examples have blank references and are not scored"

@@ -95,7 +95,7 @@ def read_samples(task, data_dir, split):
         yield qa
     # Some blank answers are correct (SQuAD 2.0 has unanswerable questions); if all are blank, they are withheld.
     if count and not answered:
-        raise UserError(f"the answers of all {count} questions are blank: there is nothing to train on or to score",
+        raise UserError(f"the answers of all questions ({count}) are blank: there is nothing to train on or to score",
                         location=first.location, expected="answers",
                         remedy="name the file with the true answers; they may be withheld in this one")  # fmt: skip
 

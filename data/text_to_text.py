@@ -127,7 +127,7 @@ class SplitRows:
         # A blank target is a withheld one: it can be used neither for training nor for scoring.
         if blank == size:
             raise UserError(
-                f"{self.task.name}: the targets of all {size} rows for {self.split} are blank",
+                f"{self.task.name}: the targets of all rows for {self.split} ({size}) are blank",
                 location=where,
                 expected="target texts",
                 remedy="name the file with the true targets; they may be withheld in this one",

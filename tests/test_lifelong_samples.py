@@ -35,7 +35,7 @@ def test_a_split_whose_answers_are_all_blank_is_refused(tmp_path):
     qas = lifelong_data.questions("ag", 3)
     path = tmp_path / TASKS["ag"].filename("test")
     samples.save_samples(path, [replace(qa, answers=("",)) for qa in qas])
-    with pytest.raises(UserError, match="the answers of all 3 questions are blank"):
+    with pytest.raises(UserError, match="the answers of all questions \\(3\\) are blank"):
         samples.load_task(TASKS["ag"], tmp_path, "test")
     samples.save_samples(path, [replace(qas[0], answers=("",)), *qas[1:]])
     assert len(samples.load_task(TASKS["ag"], tmp_path, "test")) == 3

@@ -165,7 +165,7 @@ def test_what_does_not_merge_is_one_message(tmp_path, capsys):
         ([*merge, "--checkpoints", f"nlg={rows}", f"nlg={rows}"], "there is no adapter to merge"),
         ([*merge, "--checkpoints", f"nlg={lora}"], "--merge takes two checkpoints or more"),
         ([*merge, "--checkpoints", f"nlg={lora}", f"mt={lora}"], "--task TASK"),
-        ([*merge, "--checkpoints", *two, "--weights", "1"], "1 weights for 2 adapters"),
+        ([*merge, "--checkpoints", *two, "--weights", "1"], "1 weight for 2 adapters"),
         ([*merge, "--checkpoints", *two, "--density", "0"], "--density: '0': expected a number above 0"),
         (["--merge", "linear", "--checkpoints", *two, "--density", "0.5"], "--density has no effect with"),
         (["--merge", "linear", "--checkpoints", *two, "--weights", "1", "-1"], "add up to 0"),

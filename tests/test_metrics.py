@@ -401,7 +401,7 @@ def test_an_example_without_references_is_named_with_its_line(a_file):
 @pytest.mark.parametrize("score", [metrics.bleu, metrics.chrf, metrics.rouge, metrics.e2e, original.original])
 def test_wrong_shapes_are_refused_with_a_reason(score):
     for hypotheses, references, found in [
-        (["a", "b"], [["a"]], "2 hypotheses, but references for 1 examples"),
+        (["a", "b"], [["a"]], "2 outputs, but references for 1 example"),
         ([], [], "nothing to score"),
         (["a"], ["a"], "example 0: the references are 'a'"),
         (["a", "b"], [["a"], []], "example 1: the references are "),

@@ -229,7 +229,11 @@ def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):
     (tmp_path / "own").mkdir()
     (tmp_path / "own/task.json").write_text(json.dumps({"prompt": "text", "answer": "label"}))
     (tmp_path / "own/train.jsonl").write_text('{"text": "a", "label": "b"}\n')
+    capsys.readouterr()
     command.main(["import", str(source), str(tmp_path / "imported"), "--task", f"mine={tmp_path / 'own'}"])
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'imported'}: mine, lora (lora_" in printed and "{" not in printed
+    assert "4 task embeddings" in printed
     found = checkpoint.peek(tmp_path / "imported").definitions["mine"]
     assert found == own_tasks.define("mine", tmp_path / "own").to_json() and found["prompt"] == ["text"]
     data = f"{tmp_path / 'own'}"

@@ -44,6 +44,11 @@ def test_scoring_alone_takes_a_reference_file_and_writes_only_where_told(tmp_pat
     printed = capsys.readouterr().out
     assert "2 instances, 3 references" in printed and re.search(r"ROUGE_L +1\.0000", printed)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "cache") == ["hyp.txt", "ref.txt"]
+    (tmp_path / "ref.txt").write_text("a\n\nb\n\nc\n")
+    with pytest.raises(SystemExit):
+        script.main(["--task", "nlg", "--score_only", "hyp.txt", "--references", "ref.txt"])
+    error = capsys.readouterr().err
+    assert "--score_only hyp.txt, with the references of ref.txt: 2 outputs, but references for 3 examples" in error
 
 
 def test_scoring_alone_takes_the_json_files_of_an_evaluation_and_refuses_flags_without_effect(decoded, tmp_path):
@@ -60,7 +65,7 @@ def test_scoring_alone_takes_the_json_files_of_an_evaluation_and_refuses_flags_w
 
 
 @pytest.mark.parametrize("hypotheses, references, fragments", [
-    ("one\n", "one\ntwo\n", ["1 hypotheses", "2 examples"]),
+    ("one\n", "one\ntwo\n", ["1 output, but references for 2 examples", "2 examples"]),
     ("", "one\n", ["hyp.txt", "empty"]),
     (None, "one\n", ["hyp.txt", "No such file"]),
     ("one\n", None, ["ref.txt", "No such file"]),

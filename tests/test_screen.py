@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import pytest
-from scripts import ROOT, SAMPLES, TORCHRUN, run_as_user
+from scripts import ROOT, SAMPLES, TORCHRUN, done, run, run_as_user, small
 from versatile.utils import devices, plots, screen
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.interrupts import Signals
@@ -124,6 +124,23 @@ def test_training_without_a_screen_keeps_its_results(tmp_path):
     words = shlex.join(map(str, [sys.executable, ROOT / "train.py", *TINY, "--output_dir", tmp_path / "run"]))
     done = subprocess.run(["bash", "-c", f"exec {words} >&- 2>&-"], cwd=ROOT, timeout=240)
     assert done.returncode == 0 and (tmp_path / "run" / "metrics.json").is_file()
+
+
+def test_a_huge_number_is_short():
+    assert [screen.format_number(n, 3) for n in (2.5, -12345.6789, float("inf"), 5184705528587072045056.0)] == [
+        "2.500", "-12345.679", "inf", "5.18e+21"]  # fmt: skip
+
+
+def test_one_of_each_is_said_in_the_singular_and_no_warning_is_shown(tmp_path):
+    data = small(tmp_path / "mt.json", "mt", train=1, valid=1, test=1)
+    flags = ["--task", "mt", "--dataset_path", data, "--fp32"]
+    train = [*flags, "--model_checkpoint", "tiny-gpt2", "--max_steps", "1", "--gradient_checkpointing"]
+    trained = done(run("train", [*train, "--output_dir", tmp_path / "run"], tmp_path / "log"))
+    evaluate = [*flags, "--no_sample", "--max_length", "3", "--model_checkpoint", tmp_path / "run"]
+    evaluated = done(run("evaluate", [*evaluate, "--output_dir", tmp_path / "out"], tmp_path / "log"))
+    for words in ("train: 1 example\n", "(1 step, ", "done: 1 step, ", "1 instance, 1 reference\n"):
+        assert words in trained.out + evaluated.out
+    assert not trained.err
 
 
 # ---- commands

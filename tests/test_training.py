@@ -187,7 +187,7 @@ def test_a_training_loss_that_is_no_number_leaves_no_checkpoint_behind(tmp_path)
     rows.y[5] = math.nan
     with pytest.raises(UserError, match=r"the loss is nan at step 3 \(epoch 1\)") as caught:
         trainer(tmp_path, batches=rows, save_steps=1).fit()
-    assert "--lr" in caught.value.remedy
+    assert "--lr" in caught.value.remedy and "the checkpoints written before are still there" in caught.value.remedy
     # Only the steps before, nothing of the failed one.
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000001", "step_00000002"]
 
@@ -195,8 +195,9 @@ def test_a_training_loss_that_is_no_number_leaves_no_checkpoint_behind(tmp_path)
 def test_a_weight_that_is_no_number_is_noticed_without_a_loss(tmp_path):
     held = trainer(tmp_path, save_steps=1)
     held.optimizer.register_step_post_hook(lambda *_: held.model.bias.data.fill_(math.inf))
-    with pytest.raises(UserError, match="a trained weight is inf or nan at step 1"):
+    with pytest.raises(UserError, match="a trained weight is inf or nan at step 1") as caught:
         held.fit()
+    assert "checkpoints" not in caught.value.remedy
     assert not list((tmp_path / "checkpoints").glob("step_*"))
 
 

@@ -21,6 +21,7 @@ from versatile.utils import devices, metrics
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, writable_directory, write_json
 from versatile.utils.lines import one_line
+from versatile.utils.screen import counted
 from versatile.utils.stored_flags import TEXT
 
 
@@ -411,7 +412,8 @@ def naming_the_flag(flag):
 def show_scores(title, references, scores, notes):
     """Print a task's scores as a table."""
     count = sum(map(len, references))
-    print(f"\n{title}: {len(references)} instances, {count} references\n{metrics.format_scores(scores)}\n")
+    sizes = f"{counted(len(references), 'instance')}, {counted(count, 'reference')}"
+    print(f"\n{title}: {sizes}\n{metrics.format_scores(scores)}\n")
     for note in notes:
         print(f"{note}\n")
 

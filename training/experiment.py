@@ -296,7 +296,7 @@ def load_splits(args, tasks, paths, tokenizer, positions, limits):
                                     options=options, cache_dir=args.token_cache_dir)  # fmt: skip
             splits[split][name] = loaded
             report = loaded.report
-            parts = [f"{report['kept']:,} examples"]
+            parts = [screen.counted(report["kept"], "example")]
             limit = limits.get(name)
             parts += [f"the first {limit:,} used"] if limit and limit < report["kept"] else []
             parts += [f"{n:,} dropped ({why})" for why, n in report["dropped"].items()]
@@ -441,10 +441,11 @@ def fit(args, run, model, tokenizer, splits, dtype, *, limits, temperature=1.0, 
 def run_training(trainer):
     """Train, printing a line before (where, how long) and after; returns the training part of metrics.json."""
     directory, settings = trainer.run.directory, trainer.settings
-    print_once(f"run: {directory}  ({trainer.total_steps} steps, {settings.dtype}, {trainer.device})", flush=True)
+    planned = screen.counted(trainer.total_steps, "step")
+    print_once(f"run: {directory}  ({planned}, {settings.dtype}, {trainer.device})", flush=True)
     result = trainer.fit()
-    print_once(f"done: {result['steps']:,} steps, {result['tokens_per_second']:.0f} tokens/s, {result['seconds']:.0f} "
-               f"s, peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in "
+    print_once(f"done: {screen.counted(result['steps'], 'step')}, {result['tokens_per_second']:.0f} tokens/s, "
+               f"{result['seconds']:.0f} s, peak memory {result['peak_memory_mb']} MB; model and learning_curve.png in "
                f"{directory}")  # fmt: skip
     return result
 

@@ -19,6 +19,7 @@ from versatile.training.decoding import Decoding, decode
 from versatile.training.evaluation import Predictions
 from versatile.utils.errors import UserError, brief
 from versatile.utils.progress import Progress
+from versatile.utils.screen import counted
 
 
 def load_text_model(directory, task, dtype):
@@ -165,7 +166,7 @@ class TextModel:
         for split in splits:
             own, cut = self.prompts(split.name, split.examples, decoding.max_length)
             for why, count in cut.items():
-                print(f"{split.name}: {count} inputs cut ({why})")
+                print(f"{split.name}: {counted(count, 'input')} cut ({why})")
             prompts += own
             counts.append(len(own))
         started = time.monotonic()

@@ -34,6 +34,7 @@ from versatile.utils.devices import PROFILE, autocast, out_of_memory, peak_memor
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.interrupts import Signals, say_above_bar
 from versatile.utils.progress import QUIET_SECONDS
+from versatile.utils.screen import format_number
 
 
 class Diverged(Exception):
@@ -341,11 +342,11 @@ class Trainer:
                 engine.add_event_handler(Events.ITERATION_COMPLETED, lambda: done())
                 engine.run(self.windows(first), max_epochs=self.plan.epochs, epoch_length=self.epoch_steps)
         except Diverged as error:
-            lr = self.optimizer.defaults["lr"]
+            lr, kept = self.optimizer.defaults["lr"], self.run.saved_steps()
             raise UserError(
                 str(error), location=self.run.directory,
                 remedy=f"lower {self.settings.rate_flag} (it was {lr:g}) or --max_norm, or train in "
-                       "--fp32; the checkpoints written before are still there",
+                       "--fp32" + ("; the checkpoints written before are still there" if kept else ""),
             ) from error  # fmt: skip
         except RuntimeError as error:
             if not out_of_memory(error):
@@ -379,7 +380,7 @@ class Trainer:
 
     def format_log(self, row):
         """A logged row as printed."""
-        return f"loss {row['loss']:.4f}" + (f", PPL {row['ppl']:.2f}" if "ppl" in row else "")
+        return f"loss {row['loss']:.4f}" + (f", PPL {format_number(row['ppl'], 2)}" if "ppl" in row else "")
 
     def _log(self, engine):
         """Log scalars to the reporters and the history; without a terminal, print a line now and then (no bar)."""

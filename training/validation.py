@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import ignite.distributed as idist
 from versatile.training.objectives import negative_log_likelihood
+from versatile.utils.screen import format_number
 
 # The key of scores that cover all tasks together.
 TOGETHER = "all"
@@ -62,8 +63,8 @@ class Validation(Evaluator):
         mean = _with_perplexity(sum(nlls.values()) / len(nlls))
         tasks = {task: _with_perplexity(nll) for task, nll in nlls.items()} if len(nlls) > 1 else {}
         parts = ", ".join(f"{task} {s['nll']:.4f}" for task, s in tasks.items())
-        line = (f"valid NLL {mean['nll']:.4f}{' = mean of ' if parts else ''}{parts}, PPL {mean['ppl']:.3f}%s, "
-                f"{time.monotonic() - started:.0f} s")  # fmt: skip
+        line = (f"valid NLL {mean['nll']:.4f}{' = mean of ' if parts else ''}{parts}, PPL "
+                f"{format_number(mean['ppl'], 3)}%s, {time.monotonic() - started:.0f} s")  # fmt: skip
         scalars = {"valid": mean, **{f"valid/{task}": own for task, own in tasks.items()}}
         return Report(nlls if self.separate else {TOGETHER: mean["nll"]}, mean | (dict(tasks=tasks) if tasks else {}),
                       line, scalars, mean["nll"])  # fmt: skip

@@ -8,7 +8,7 @@ from versatile.adapters.backbones.family import max_length_of
 from versatile.data import instances
 from versatile.training.decoding import Decoding, decode
 from versatile.utils.errors import UserError
-from versatile.utils.screen import shortest_path
+from versatile.utils.screen import counted, shortest_path
 
 
 def verify_groups(groups, open_source, compare, flags):
@@ -72,7 +72,7 @@ def verify(directory, sources, inputs, tokens):
 
     def compare(theirs, task):
         part = inputs[task]
-        print(f"verifying {task} on {len(part.examples)} inputs of {shortest_path(part.path)}", flush=True)
+        print(f"verifying {task} on {counted(len(part.examples), 'input')} of {shortest_path(part.path)}", flush=True)
         proof, share = verify_task(ours, theirs, part, tokens)
         return dict(data=part.path, **proof), share
 

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import sys
+import warnings
 
 from versatile.utils.errors import UserError
 
@@ -165,6 +166,8 @@ def quiet_libraries(cache_dir=None):
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from transformers.utils import logging as transformers_logging
 
+    # An alias is called, as older versions of transformers, which are supported, have no other name.
+    warnings.filterwarnings("ignore", "`gradient_checkpointing_enable` is deprecated", FutureWarning)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     from huggingface_hub import constants

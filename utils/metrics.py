@@ -17,6 +17,7 @@ from pathlib import Path
 
 from versatile.utils.errors import UserError, brief
 from versatile.utils.lines import from_one_line
+from versatile.utils.screen import counted, format_number
 
 
 @dataclass(frozen=True)
@@ -322,7 +323,7 @@ def format_scores(scores):
     if not scores:
         return ""
     width = max(map(len, scores))
-    values = {name: f"{score.value:.4f}" for name, score in scores.items()}
+    values = {name: format_number(score.value, 4) for name, score in scores.items()}
     digits = max(map(len, values.values()))
     return "\n".join(
         f"{name:<{width}}  {values[name]:>{digits}}  {score.signature}" for name, score in scores.items()
@@ -340,11 +341,16 @@ def to_json(scores):
 # --- input -----------------------------------------------------------------------------------------------
 
 
-def check_counts(hypotheses, references):
-    """Raise a `UserError` unless each hypothesis has a non-empty list of references, and there is at least one."""
+def check_counts(hypotheses, references, location=None):
+    """Raise a `UserError` unless each hypothesis has a non-empty list of references, and there is at least one.
+
+    Args:
+        location: the files that they come from, for the error.
+    """
     if len(hypotheses) != len(references):
         raise UserError(
-            f"{len(hypotheses)} hypotheses, but references for {len(references)} examples",
+            f"{counted(len(hypotheses), 'output')}, but references for {counted(len(references), 'example')}",
+            location=location,
             expected="one line of output, and one or more references, per example",
             remedy="use the references of the decoded split; in their file an empty line ends an example",
         )

@@ -34,6 +34,11 @@ def format_count(number):
     return f"{number / 1e6:.1f}M" if number >= 1e6 else f"{number:,}"
 
 
+def format_number(value, digits):
+    """A number with a fixed number of digits after the point: "3.14"; from a billion on "5.18e+21"."""
+    return f"{value:.{digits}f}" if abs(value) < 1e9 else f"{value:.3g}"
+
+
 def align_columns(rows, right, rule=False):
     """Rows of texts as a table; the columns in `right` are right-aligned, and `rule` underlines the first row."""
     widths = [max(map(len, column)) for column in zip(*rows)]

@@ -16,6 +16,7 @@ from versatile.adapters.imports.peft import import_adapter
 from versatile.adapters.imports.peft_export import export_task
 from versatile.utils import devices, flags
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import counted
 
 
 @exit_on_user_error
@@ -46,7 +47,10 @@ def main(argv=None):
         return
     task, markers, definition, history = read_task(args)
     model = import_adapter(args.source, args.output, task, markers, args.model_checkpoint, definition, history)
-    print(f"{args.output}: {task}, {model.info.methods[task]}, {len(model.info.markers[task])} task embeddings")
+    settings = dict(model.info.methods[task])
+    method = f"{settings.pop('method')} ({', '.join(f'{key} {value}' for key, value in settings.items())})"
+    embeddings = counted(len(model.info.markers[task]), "task embedding")
+    print(f"{args.output}: {task}, {method.removesuffix(' ()')}, {embeddings}")
 
 
 def check_markers(args, parser):

@@ -62,8 +62,12 @@ class MarkerEncoder(ExampleEncoder):
             UserError: the target does not fit the model's positions even without any context.
         """
         marker_ids = self.marker_ids(task)
-        context = [(span, self._limit(task, span, ids)) for span, ids in zip(example.context, pieces)]
-        target = self._limit(task, example.target, pieces[-1])
+        spans = (*example.context, example.target)
+        limited = [ids[: task.limits.get(span.marker)] for span, ids in zip(spans, pieces)]
+        if any(len(ids) < len(whole) for ids, whole in zip(limited, pieces)):
+            # Once for each example, however many of its spans are cut.
+            self.counts["over its limit"] += 1
+        context, target = list(zip(example.context, limited)), limited[-1]
         # bos, a marker for every span that cannot be dropped (the target's included), eos.
         turns = sum(span.turn for span, _ in context)
         fixed = len(context) - max(turns - 1, 0) + 3
@@ -82,13 +86,6 @@ class MarkerEncoder(ExampleEncoder):
         ids.append(marker_ids[task.eos])
         types.append(types[-1])
         return EncodedExample(ids, types, len(ids) - 1 - len(target))
-
-    def _limit(self, task, span, ids):
-        limit = task.limits.get(span.marker)
-        if limit is None or len(ids) <= limit:
-            return ids
-        self.counts["over its limit"] += 1
-        return ids[:limit]
 
     def _trim(self, context, room):
         """Cut the context until it fits `room` tokens, including the markers of droppable turns."""
