@@ -31,7 +31,7 @@ from versatile.data import row_files
 from versatile.data.files import distilled_beside
 from versatile.data.hub import HUB_NAME, hub_fingerprint, hub_records, hub_splits
 from versatile.data.json_files import iter_records, split_names
-from versatile.data.task_names import MODULE_ATTRIBUTES
+from versatile.data.task_names import check_task_name
 from versatile.utils import answer_metrics
 from versatile.utils.errors import UserError, brief
 from versatile.utils.schema import Choice, ListOf, Record, Text, Whole, read_json_object, validate
@@ -359,7 +359,7 @@ def define(name, source, flag="--tasks", trained=None):
         raise UserError(f"{brief(name)} cannot be a task's name", location=location,
                         expected="letters, digits, - and _, at most 60")  # fmt: skip
     if not trained:
-        check_name(name, location)
+        check_task_name(name, location)
     path, settings = Path(source), {}
     settings_file = None
     if path.is_file() and not split_names_of_json(path):
@@ -382,17 +382,6 @@ def define(name, source, flag="--tasks", trained=None):
         return replace(trained, source=settings["source"])
     task = from_json(dict(settings, name=name), settings_file or location)
     return replace(task, defined_in=str(settings_file or ""))
-
-
-def check_name(name, location):
-    """Raise a `UserError` if a name is reserved; in older versions a model might have such a task."""
-    if name.lower() == "all":
-        raise UserError(f"{name!r} cannot be a task's name: the word stands for all tasks", location=location,
-                        expected="a name of your own", remedy="choose another name")  # fmt: skip
-    if name in MODULE_ATTRIBUTES:
-        raise UserError(f"{name!r} cannot be a task's name", location=location,
-                        expected="a name that is not an attribute of a torch module",
-                        remedy=f"call it {name}_task, for example")  # fmt: skip
 
 
 def split_names_of_json(path):

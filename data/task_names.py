@@ -21,6 +21,17 @@ _ATTRIBUTES = """
 MODULE_ATTRIBUTES = frozenset(_ATTRIBUTES.split())
 
 
+def check_task_name(name, location):
+    """Raise a `UserError` if a name is reserved; in older versions a model might have such a task."""
+    if name.lower() == "all":
+        raise UserError(f"{name!r} cannot be a task's name: the word stands for all tasks", location=location,
+                        expected="a name of your own", remedy="choose another name")  # fmt: skip
+    if name in MODULE_ATTRIBUTES:
+        raise UserError(f"{name!r} cannot be a task's name", location=location,
+                        expected="a name that is not an attribute of a torch module",
+                        remedy=f"call it {name}_task, for example")  # fmt: skip
+
+
 def unknown_task(name, known, location="--tasks", more=None):
     """The `UserError` for an unknown task name: it lists similar names and says how to add a user-defined task.
 

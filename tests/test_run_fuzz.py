@@ -39,8 +39,9 @@ def stop(*args, **options):
 @pytest.fixture(autouse=True)
 def nothing_is_loaded(monkeypatch):
     """Ends a script where the model would be loaded."""
-    for owner, name in ((loading, "load"), (experiment, "load_model"), (learning, "load_model"), (train_camtl, "build"),
-                        (train_t5, "build"), (span_corruption_pretraining, "pretrain")):  # fmt: skip
+    for owner, name in ((loading, "load_backbone"), (experiment, "load_model"), (learning, "load_model"),
+                        (train_camtl, "build_model"), (train_t5, "build_model"),
+                        (span_corruption_pretraining, "pretrain")):  # fmt: skip
         monkeypatch.setattr(owner, name, stop)
 
 

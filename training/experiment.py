@@ -43,6 +43,7 @@ from versatile.training.trainer import Trainer
 from versatile.training.validation import Validation
 from versatile.utils import devices, plots, screen
 from versatile.utils.errors import MissingSplitError, UserError
+from versatile.utils.files import is_same_path
 from versatile.utils.flags import quantization
 from versatile.utils.stored_flags import rename_settings, restore_flags
 
@@ -110,11 +111,6 @@ def relocate_own_tasks(known, typed_flags):
     # Of several tasks only those that have moved need be named.
     replaced = {"own_tasks", "tasks"} if set(typed_flags.get("tasks") or ()) <= set(named) else {"own_tasks"}
     return {flag: value for flag, value in typed_flags.items() if flag not in replaced}
-
-
-def is_same_path(path, other):
-    """Whether two paths, of which the first may be None, lead to the same file or folder, which need not exist."""
-    return path is not None and os.path.realpath(path) == os.path.realpath(other)
 
 
 def refuse_validation_flags(args, typed_flags):

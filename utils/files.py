@@ -283,6 +283,11 @@ def refuse_taken(path):
                         remedy="name another directory, or remove it")  # fmt: skip
 
 
+def is_same_path(path, other):
+    """Whether two paths, of which the first may be None, lead to the same file or folder, which need not exist."""
+    return path is not None and os.path.realpath(path) == os.path.realpath(other)
+
+
 def check_name(path, location, remedy):
     """Raise a `UserError` if a path is not UTF-8 text: neither safetensors nor tokenizers can use it."""
     try:
