@@ -6,8 +6,8 @@ import difflib
 from versatile.data.task_orders import expand_orders
 from versatile.utils.errors import UserError
 
-# Attributes of torch's ModuleDict and ParameterDict. A module of a task cannot have such a name; `adapters.schemas`
-# asks torch itself, but only once the backbone is loaded.
+# Attributes of torch's ModuleDict and ParameterDict, and smart_apply, which transformers adds. A module of a task
+# cannot have such a name; `adapters.schemas` asks torch itself, but only once the backbone is loaded.
 _ATTRIBUTES = """
     T_destination add_module apply bfloat16 buffers call_super_init children clear compile copy cpu cuda double
     dump_patches eval extra_repr float forward fromkeys get get_buffer get_extra_state get_parameter get_submodule
@@ -15,8 +15,8 @@ _ATTRIBUTES = """
     parameters pop popitem register_backward_hook register_buffer register_forward_hook register_forward_pre_hook
     register_full_backward_hook register_full_backward_pre_hook register_load_state_dict_post_hook
     register_load_state_dict_pre_hook register_module register_parameter register_state_dict_post_hook
-    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule setdefault share_memory state_dict to
-    to_empty train training type update values xpu zero_grad
+    register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule setdefault share_memory smart_apply
+    state_dict to to_empty train training type update values xpu zero_grad
 """
 MODULE_ATTRIBUTES = frozenset(_ATTRIBUTES.split())
 

@@ -215,7 +215,7 @@ class SequenceProgress:
         self.finished, began = list(state["finished"]), state["processes"]
         if processes and began != processes:
             raise UserError(
-                f"the sequence was started with {began} processes, but {processes} are running now",
+                f"processes when the sequence was started: {began}, now: {processes}",
                 location=self.path,
                 remedy=f"resume with torchrun --nproc_per_node {began}",
             )

@@ -349,7 +349,7 @@ def test_a_missing_split_names_those_there_are(trained, tmp_path):
 def test_an_input_longer_than_the_model_is_cut_and_said_so(trained, tmp_path):
     file = write_task(tmp_path / "data.json", test=[dict(NLG, src={"name": "long " * 300})])
     result = evaluate(evaluated(trained("tiny-gpt2", 16), file, tmp_path / "out"), tmp_path / "log")
-    assert "nlg: 1 inputs cut (over the positions)" in result.out
+    assert "nlg: 1 input cut (over the positions)" in result.out
 
 
 BAD_FLAGS = {

@@ -181,7 +181,7 @@ def test_true_answers_of_another_file_are_refused():
     assert message.startswith("woz.en_answers.json: 4 of its 4 answers are not those of the questions")
     assert "has 3 items, and there are 4 questions" in error(scores.score, task, answers, samples(groups), turns[:3])
     assert "there is none" in error(scores.score, task, answers, samples(groups))
-    assert "4 hypotheses" in error(scores.score, task, answers, samples(groups[:3]), turns)
+    assert "4 outputs, but" in error(scores.score, task, answers, samples(groups[:3]), turns)
 
 
 # --- queries ---------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def parsed(tmp_path, *flags, **values):
 def finished(tmp_path_factory):
     """(a run's directory, what it printed)"""
     folder = tmp_path_factory.mktemp("finished")
-    result = run("train_t5", [config(folder, pictures=True)], folder)
+    result = run("train_t5", [config(folder)], folder, pictures=True)
     assert result.code == 0, result.err
     return folder / "run", result.out
 

@@ -266,7 +266,7 @@ class Trainer:
         refuse_other_data(state["data_key"], self.run.data_key, location)
         refuse_other_backbone(state.get("backbone"), self.run.backbone, location)
         if state["world"] != self.world:
-            raise UserError(f"the run was started with {state['world']} processes, but {self.world} are running now",
+            raise UserError(f"processes when the run was started: {state['world']}, now: {self.world}",
                             location=location,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
         if step > self.total_steps:

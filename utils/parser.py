@@ -137,7 +137,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(words, namespace)
 
     def refuse_repeated(self, words):
-        """Exit if a flag that takes several values is given more than once: argparse would keep the last one only."""
+        """Exit if a flag that takes several values is given more than once: argparse would keep the last one only.
+
+        --tasks may be given again, as scripts that pass "$@" on let their users override it.
+        """
         values, flag = {}, None
         for word in words:
             if word.startswith("--"):
@@ -148,7 +151,7 @@ class Parser(argparse.ArgumentParser):
         for flag, groups in values.items():
             action = self._option_string_actions.get(flag)
             several = action and action.nargs in ("+", "*") and action.help != argparse.SUPPRESS
-            if several and len(groups) > 1:
+            if several and len(groups) > 1 and flag != "--tasks":
                 once = shell_words(flag, *chain.from_iterable(groups))
                 self.error(f"{flag}: given {'twice' if len(groups) == 2 else f'{len(groups)} times'}: name all of its "
                            f"values in one: {once}")  # fmt: skip
