@@ -33,7 +33,7 @@ from pathlib import Path
 from versatile.data.task_names import by_task, name_among
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
-from versatile.utils.files import find_shipped
+from versatile.utils.files import find_shipped, is_same_path
 from versatile.utils.screen import align_columns, counted, format_count, shell_command, shortest_path
 
 # The last three drop entries.
@@ -322,7 +322,7 @@ def refuse_taken(args, temporary=None):
     from versatile.training.cards import CARD, is_model_card
 
     output = Path(args.output)
-    if args.into and output.resolve() == Path(args.into).resolve():
+    if is_same_path(args.into, output):
         new = {"run.json", *(p.name for p in temporary.iterdir())} - {CARD} if temporary else None
         old = [p for p in output.iterdir() if p.suffix not in (".part", ".old")] if new else []
         if lost := sorted({p.name for p in old if p.name != CARD or not is_model_card(p)} - (new or set())):

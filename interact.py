@@ -25,8 +25,6 @@ from versatile.data.listing import list_tasks
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 
-SAMPLING = ("temperature", "top_k", "top_p", "seed")
-
 
 def parser():
     p = flags.build_parser(__doc__)
@@ -247,7 +245,7 @@ class ChatSession:
         self.decoding = changed(self.decoding, name, value, self.text_model.positions)
         if name == "seed":
             self.count = 0
-        unused = self.decoding.no_sample and name in SAMPLING
+        unused = self.decoding.no_sample and name in (*flags.SAMPLING, "seed")
         print(f"{name} {getattr(self.decoding, name)}" + ("; without effect until /set no_sample off" * unused))
 
     def help(self, *rest):

@@ -79,14 +79,14 @@ def main(argv=None):
 
 def check_output(args, task):
     """Choose and check the output file; returns the path that keeps outputs until it is written."""
-    from versatile.utils.files import writable_directory
+    from versatile.utils.files import is_same_path, writable_directory
 
     output = Path(args.output or task.distilled_path(args.dataset_path))
     args.output = str(output)
     partial = Path(f"{output}.partial")
     if output.is_dir():
         raise UserError("is a directory", location=f"--output {output}", expected="the name of a file")
-    if output.resolve() == Path(args.dataset_path).resolve():
+    if is_same_path(output, args.dataset_path):
         raise UserError(
             "is the data file itself", location=f"--output {output}", remedy="name another file with --output"
         )
@@ -197,9 +197,8 @@ def decode(args, teacher, inputs, decoding, partial, dtype):
 
 def decisive_settings(decoding):
     """The decoding settings that determine the outputs; those of sampling matter only when sampling."""
-    sampling = ("temperature", "top_k", "top_p", "seed")
-    beams = ("length_penalty",)
-    left_out = (sampling if decoding.no_sample else ()) + (beams if decoding.num_beams == 1 else ())
+    left_out = {*((*flags.SAMPLING, "seed") if decoding.no_sample else ()),
+                *(flags.BEAM_SEARCH if decoding.num_beams == 1 else ())}  # fmt: skip
     return {name: value for name, value in vars(decoding).items() if name not in left_out}
 
 

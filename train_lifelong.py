@@ -188,6 +188,8 @@ def train(args, typed_flags):
     from versatile.training import experiment
 
     args, run = open_sequence(args, typed_flags)
+    # Of older versions run.json may hold one.
+    args.skip_tasks = typed_flags.get("skip_tasks")
     prepare_own_tasks(args)
     if run is not None:
         # run.json was written by a run that had passed these checks; the number of processes is checked below.
@@ -250,17 +252,13 @@ def open_sequence(args, typed_flags):
         typed_flags = known | typed_flags
         # Those of the user's own tasks are derived from --tasks only later.
         typed_flags = {flag: value for flag, value in typed_flags.items()
-                       if flag not in ("init_from", "task_definitions", "memory_mib") or value}  # fmt: skip
+                       if flag not in ("init_from", "init_fingerprint", "task_definitions", "memory_mib") or value}
         args.resume = str(folder)
     else:
         refuse_elsewhere(typed_flags, folder)
         sequence.refuse_stage(folder, "--resume", f"resume its sequence: {shell_words('--resume', folder.parent)}")
-    fixed = {flag: value for flag, value in typed_flags.items() if flag not in sequence.FREE}
-    kept = {"resume", "output_dir", "init_fingerprint"}
-    free = {flag: typed_flags[flag] for flag in sequence.FREE & typed_flags.keys() - kept}
     try:
-        args, run = experiment.open_run(parser(), args, fixed, "train_lifelong.py")
-        return argparse.Namespace(**{**vars(args), "skip_tasks": None, **free}), run
+        return experiment.open_run(parser(), args, typed_flags, "train_lifelong.py", sequence.FREE)
     except UserError as error:
         if typed:
             raise

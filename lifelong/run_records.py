@@ -62,6 +62,20 @@ def read_report(folder):
     return report if isinstance(report, dict) else {}
 
 
+def tasks_learned(folder):
+    """Names of the tasks that a stage's model has been trained on, or None if its files do not say."""
+    stage = read_report(folder).get("task")
+    try:
+        known = sequence.read_flags(Path(folder) / "run.json")
+    except UserError:
+        return None
+    tasks_of = sequence.stages(known)
+    order = list(tasks_of)
+    if known.unbound or stage not in order:
+        return None
+    return [name for other in order[: order.index(stage) + 1] for name in tasks_of[other]]
+
+
 def read_records(folder, summary):
     """The records of the runs in a matrix.json; an older file's are made from the run in the same directory, if any.
 

@@ -15,7 +15,6 @@
 and _own to <seed> if each task has its own (_own_previous: it starts from the previous task's).
 """
 
-import json
 import os
 import re
 import shutil
@@ -215,7 +214,7 @@ class SequenceProgress:
         self.finished, began = list(state["finished"]), state["processes"]
         if processes and began != processes:
             raise UserError(
-                f"processes when the sequence was started: {began}, now: {processes}",
+                f"the sequence had {began} processes when it was started, now {processes}",
                 location=self.path,
                 remedy=f"resume with torchrun --nproc_per_node {began}",
             )
@@ -321,19 +320,6 @@ def _is_teacher(folder, task):
     """Whether a directory is that of a sequence that consists of this task alone."""
     known = stored_record(folder).get("flags") if folder.is_dir() else None
     return isinstance(known, dict) and known.get("tasks") == [task]
-
-
-def tasks_learned(folder):
-    """Names of the tasks that a stage's model has been trained on, or None if its files do not say."""
-    try:
-        known = read_flags(Path(folder) / "run.json")
-        stage = json.loads((Path(folder) / "training_metrics.json").read_text(encoding="utf-8"))["task"]
-    except (UserError, OSError, ValueError, KeyError, TypeError):
-        return None
-    order = stages(known)
-    if known.unbound or stage not in order:
-        return None
-    return [name for other in list(order)[: list(order).index(stage) + 1] for name in order[other]]
 
 
 def is_model(folder):

@@ -16,6 +16,7 @@ from versatile.data.encoders.question_answer import gen_token
 from versatile.data.files import fingerprint
 from versatile.lifelong import answers, routing, sequence
 from versatile.lifelong.batches import HalvingOnOutOfMemory
+from versatile.lifelong.run_records import tasks_learned
 from versatile.training.distillation import check_same_vocabulary
 from versatile.training.experiment import print_once
 from versatile.utils.devices import autocast
@@ -134,7 +135,7 @@ def load_teacher(student, folder, task, args, dtype=torch.float32):
 
 def check_teacher_task(model, folder, task):
     """Raise a `UserError` if a teacher was trained on other tasks only."""
-    learned, problem = sequence.tasks_learned(folder), None
+    learned, problem = tasks_learned(folder), None
     try:
         routing.task_id(model, task)
         if learned is not None and task not in learned:

@@ -11,6 +11,7 @@ from training_runs import error_of, trained
 from versatile.data.question_scores import texts
 from versatile.lifelong import replay, sequence, strategies
 from versatile.lifelong.matrix import Matrix, read_single_tasks, summary
+from versatile.lifelong.run_records import tasks_learned
 from versatile.training.run_locks import lock_directory, release_directory
 from versatile.utils import flags, machine
 from versatile.utils.errors import UserError
@@ -87,7 +88,7 @@ def test_a_teacher_that_another_sequence_is_training_is_refused(data, tmp_path):
 
 
 def test_a_teacher_of_another_task_is_refused(data, finished, tmp_path, capsys):
-    assert sequence.tasks_learned(finished / "sst") == ["ag", "sst"]
+    assert tasks_learned(finished / "sst") == ["ag", "sst"]
     # A later model of the sequence has also learned the first task; an earlier one has not learned the second.
     for task, folder in (("ag", "sst"), ("sst", "ag")):
         shutil.copytree(finished / folder, tmp_path / "teachers" / task)

@@ -18,8 +18,9 @@ from versatile.data.own_tasks import get_own_task, relocate
 from versatile.data.task_names import by_task, name_among
 from versatile.training import runs
 from versatile.utils import devices, metrics
+from versatile.utils.context import value_in_context
 from versatile.utils.errors import UserError
-from versatile.utils.files import atomic_write, writable_directory, write_json
+from versatile.utils.files import atomic_write, is_same_path, writable_directory, write_json
 from versatile.utils.lines import one_line
 from versatile.utils.screen import counted
 from versatile.utils.stored_flags import TEXT
@@ -259,14 +260,9 @@ def evaluate_into(output_dir, text_model, splits, decoding, samples=3, **more):
 _TEMPORARY = contextvars.ContextVar("temporary", default=False)
 
 
-@contextlib.contextmanager
 def temporary_results():
     """Context in which the directory of the results is not printed, as it is deleted afterwards."""
-    token = _TEMPORARY.set(True)
-    try:
-        yield
-    finally:
-        _TEMPORARY.reset(token)
+    return value_in_context(_TEMPORARY, True)
 
 
 def default_results(name, checkpoint, tasks):
@@ -295,7 +291,7 @@ def _is_of_another(path, checkpoint):
         return False
     except (OSError, ValueError, KeyError, TypeError):
         return True
-    return not isinstance(other, str) or Path(other).resolve() != Path(checkpoint).resolve()
+    return not isinstance(other, str) or not is_same_path(other, checkpoint)
 
 
 # Encoders of models whose runs record their data and settings.

@@ -59,13 +59,14 @@ def print_once(*words, **options):
         print(*words, **options)
 
 
-def open_run(parser, args, typed_flags, script="train.py"):
+def open_run(parser, args, typed_flags, script="train.py", free=()):
     """(flags, None), or with --resume (the flags the run was started with, the run).
 
     Args:
         parser: the script's, which must accept the flags in run.json.
         args, typed_flags: all flags, and {flag: value} of those given on the command line.
         script: the resuming script; a run of another script is refused.
+        free: the script's own flags that may differ, in addition to `FREE_WHEN_RESUMING`.
     """
     if not args.resume:
         refuse_validation_flags(args, typed_flags)
@@ -79,13 +80,14 @@ def open_run(parser, args, typed_flags, script="train.py"):
     of_tasks = [f for f in READ_PATHS if isinstance(typed_flags.get(f), dict) and isinstance(known.get(f), dict)]
     typed_flags = typed_flags | {flag: {name_among(task, known[flag], "markers"): path
                                         for task, path in typed_flags[flag].items()} for flag in of_tasks}  # fmt: skip
-    check_flags(typed_flags, known, FREE_WHEN_RESUMING, f"--resume {args.resume}")
+    free = FREE_WHEN_RESUMING | set(free)
+    check_flags(typed_flags, known, free, f"--resume {args.resume}")
     refuse_elsewhere(typed_flags, args.resume)
-    free = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in typed_flags.items() if k in FREE_WHEN_RESUMING}
+    new = {k: absolute_paths(v) if k in READ_PATHS else v for k, v in typed_flags.items() if k in free}
     # Of a flag of TASK=PATH only the tasks that are named now have other data.
-    free |= {flag: known[flag] | free[flag] for flag in of_tasks}
+    new |= {flag: known[flag] | new[flag] for flag in of_tasks}
     need_stored_paths(known, typed_flags, run.directory / "run.json")
-    return Namespace(**{**vars(args), **known, **free, "output_dir": args.resume}), run
+    return Namespace(**{**vars(args), **known, **new, "output_dir": args.resume}), run
 
 
 def relocate_own_tasks(known, typed_flags):

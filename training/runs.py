@@ -29,6 +29,7 @@ from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import (
     atomic_directory,
     disk_errors,
+    is_same_path,
     move_into_place,
     remove_leftovers,
     remove_nested_leftovers,
@@ -434,7 +435,7 @@ def versions():
 def refuse_elsewhere(typed_flags, directory):
     """Raise a `UserError` if a run is to be resumed with an --output_dir other than its own directory."""
     named = typed_flags.get("output_dir")
-    if named and Path(named).resolve() != Path(directory).resolve():
+    if named and not is_same_path(named, directory):
         raise UserError(f"the run in {directory} is resumed where it is", location=f"--output_dir {named}",
                         remedy="leave the flag out; to keep the run as it is, copy its directory and resume the copy"
                         )  # fmt: skip

@@ -266,7 +266,7 @@ class Trainer:
         refuse_other_data(state["data_key"], self.run.data_key, location)
         refuse_other_backbone(state.get("backbone"), self.run.backbone, location)
         if state["world"] != self.world:
-            raise UserError(f"processes when the run was started: {state['world']}, now: {self.world}",
+            raise UserError(f"the run had {state['world']} processes when it was started, now {self.world}",
                             location=location,
                             remedy=f"resume with torchrun --nproc_per_node {state['world']}")  # fmt: skip
         if step > self.total_steps:

@@ -9,6 +9,8 @@ from versatile.utils.parser import Parser, build_parser, raising_errors, typed_f
 
 # The largest count that every library accepts, and the largest seed: numpy's global generator takes 32 bits.
 LARGEST, LARGEST_SEED = 2**31 - 1, 2**32 - 1
+# Decoding settings that have an effect only when sampling (as the seed), and only with several beams.
+SAMPLING, BEAM_SEARCH = ("temperature", "top_k", "top_p"), ("length_penalty",)
 
 
 def limited(kind, fits, expected, most=math.inf):
@@ -110,8 +112,8 @@ def print_unused_decoding(p, args):
     """Print one line that names the typed decoding flags that the others leave without effect."""
     parts = []
     for unused, settings, reason in (
-        (args.no_sample, ("temperature", "top_k", "top_p"), "--no_sample"),
-        (args.num_beams == 1, ("length_penalty",), "one beam"),
+        (args.no_sample, SAMPLING, "--no_sample"),
+        (args.num_beams == 1, BEAM_SEARCH, "one beam"),
     ):
         typed = [p.locations[name] for name in settings if p.locations.get(name, "").startswith("--")]
         parts += [f"{', '.join(typed)}: no effect with {reason}"] if unused and typed else []

@@ -1,7 +1,6 @@
 """Command lines of all scripts: spellings, switches, config files, and errors that suggest the nearest flag."""
 
 import argparse
-import contextlib
 import contextvars
 import difflib
 import json
@@ -13,20 +12,16 @@ from itertools import chain
 from pathlib import Path
 
 from versatile.utils.config_files import ENDINGS, read_config
+from versatile.utils.context import value_in_context
 from versatile.utils.errors import UserError, brief
 from versatile.utils.screen import escape_controls, shell_words
 
 _RAISING = contextvars.ContextVar("raising", default=False)
 
 
-@contextlib.contextmanager
 def raising_errors():
     """Context in which a wrong flag is a `UserError`, for callers from Python, instead of the end of the process."""
-    token = _RAISING.set(True)
-    try:
-        yield
-    finally:
-        _RAISING.reset(token)
+    return value_in_context(_RAISING, True)
 
 
 YES, NO = ("true", "yes", "1"), ("false", "no", "0")

@@ -12,6 +12,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from versatile.utils.context import value_in_context
+
 # Control characters (C0 except tab and line feed, DEL, C1), other line ends, marks that reorder a line, and lone
 # surrogates.
 _UNSAFE = re.compile(
@@ -61,14 +63,9 @@ def shell_words(*words):
 _LAUNCHER = contextvars.ContextVar("launcher", default=None)
 
 
-@contextlib.contextmanager
 def started_as(*words):
     """Context in which printed commands begin with a launcher's words: "python", "-m", "versatile"."""
-    token = _LAUNCHER.set(words)
-    try:
-        yield
-    finally:
-        _LAUNCHER.reset(token)
+    return value_in_context(_LAUNCHER, words)
 
 
 def shell_command(script, *words):

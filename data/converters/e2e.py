@@ -1,6 +1,5 @@
 """e2e: restaurant descriptions from meaning representations."""
 
-import os
 
 from versatile.data.converters.base import (
     Report,
@@ -14,6 +13,7 @@ from versatile.data.converters.base import (
 from versatile.data.files import csv_rows
 from versatile.data.tasks.nlg import SLOTS
 from versatile.utils.errors import UserError
+from versatile.utils.files import is_same_path
 
 
 def _flags(parser):
@@ -35,7 +35,7 @@ def e2e(args, report):
     """
     files = given_splits(args)
     sizes = held_out_sizes(args, files)
-    if args.valid and args.test and os.path.realpath(args.valid) == os.path.realpath(args.test):
+    if args.test and is_same_path(args.valid, args.test):
         report.notes.append("note: test is the same file as valid, so its scores are not held out")
     if not sizes:
         read = {"train": _train, "valid": _grouped, "test": _grouped}
