@@ -150,7 +150,7 @@ demo_evaluate() {
         "--model_checkpoint runs/demo/$1 --output_dir results/demo/$1"
 }
 
-# The demo's parts. The first two do not need each other; the third needs what the first made.
+# The demo's parts, which do not need each other. The first ends with what needs all its models.
 DEMO_NLG="--task nlg --dataset_path data/samples/nlg.json --limit 160"
 # Rates and batches were chosen on the samples' validation rows: an adapter takes smaller batches and larger steps than
 # full fine-tuning.
@@ -164,6 +164,7 @@ demo_adapters() {
     demo_evaluate nlg nlg
     demo_evaluate mt mt
     demo_evaluate dialogue dialogue
+    demo_together
 }
 
 # shellcheck disable=SC2086
@@ -191,29 +192,27 @@ demo_half() {
         py -c 'from versatile.utils.machine import cores, memory; print(cores() // 2 if cores() > 1 and memory() > 10e9 else "")'
 }
 
-# Processes in the background, and how they are stopped: a training saves its state first.
-BACKGROUND=""
+# Stop the processes in the background; a training saves its state first.
 stop_background() {
     trap - EXIT INT TERM HUP
-    # shellcheck disable=SC2086
-    kill $BACKGROUND 2>/dev/null || true
+    # shellcheck disable=SC2046
+    kill $(jobs -p) 2>/dev/null || true
     wait || true
 }
 
 # Two processes, each with $1 cores, finish earlier than one after the other: small batches gain little from a second core.
 demo_side_by_side() {
     local log=runs/demo/distillation.log threads="${OMP_NUM_THREADS:-$1}" adapters distillation code=0
-    echo "--- two parts at once: the adapters here; a teacher and its student in the background (their output: $log)"
+    echo "--- two parts at once: the adapters, and one model of all, here; a teacher and its student in the background (their output: $log)"
     trap stop_background EXIT
     trap 'exit 130' INT
     trap 'exit 143' TERM
     trap 'exit 129' HUP
-    # exec, so that the process to be stopped is python.
-    demo_distillation | OMP_NUM_THREADS="$threads" exec "$VENV/bin/python" -m versatile --commands - >"$log" 2>&1 &
+    # No pipes, so that the jobs to be stopped are the pythons.
+    OMP_NUM_THREADS="$threads" "$VENV/bin/python" -m versatile --commands - < <(demo_distillation) >"$log" 2>&1 &
     distillation=$!
-    demo_adapters | OMP_NUM_THREADS="$threads" exec "$VENV/bin/python" -m versatile --commands - &
+    OMP_NUM_THREADS="$threads" "$VENV/bin/python" -m versatile --commands - < <(demo_adapters) &
     adapters=$!
-    BACKGROUND="$distillation $adapters"
     wait "$adapters" || exit $?
     echo "--- waiting for the teacher and its student: tail -f $log"
     wait "$distillation" || code=$?
@@ -234,7 +233,6 @@ demo() {
     else
         { demo_adapters; demo_distillation; } | py -m versatile --commands -
     fi
-    demo_together | py -m versatile --commands -
     for task in nlg mt dialogue; do
         cmp "results/demo/$task/${task}_output.txt" "results/demo/VLM/${task}_output.txt"
         echo "$task: the combined model's outputs are the single model's, byte for byte"

@@ -319,7 +319,15 @@ def attach(
 
 
 def chain_tasks(model):
-    """Let each task's rows see its own prompt followed by those of earlier tasks (ProgressivePrompts)."""
+    """Let each task's rows see its own prompt followed by those of earlier tasks (ProgressivePrompts).
+
+    Raises:
+        UserError: together the prompts are longer than the model can read.
+    """
+    backbone = backbone_of(model.config, head=getattr(model, "head", "lm"))
+    for name in dict.fromkeys(method["method"] for method in model.info.methods.values()):
+        chain = [method for method in model.info.methods.values() if method["method"] == name]
+        get_method(name).load_class().check_chain(model, backbone, chain)
     model.info.chained = model.router.chained = True
 
 

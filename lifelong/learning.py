@@ -9,6 +9,7 @@ import contextlib
 import gc
 import hashlib
 import sys
+import time
 from argparse import Namespace
 from collections import Counter
 from dataclasses import dataclass
@@ -242,13 +243,15 @@ class Sequence:
         self.copy_adapter_forward(names)
         trainer.on_rank0(lambda: run.finish(run.files.save))
         strategy = self.strategy
+        start = time.perf_counter()
         if not last:
             strategy.after_task(names[0], lambda: self.make_batches(rows, Objective(None), weighted=False, share=False))
+        after = round(time.perf_counter() - start, 1)
         if strategy.state_file and not (last and strategy.transient_state):
             trainer.on_rank0(lambda: strategy.save_state(run.directory))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),
                     replayed=dict(Counter(row.task for row in rows if row.replayed)), epochs=trainer.plan.epochs,
-                    cut=self.encoder.counts, teachers=self.name_teachers(names),
+                    cut=self.encoder.counts, teachers=self.name_teachers(names), after_task_seconds=after,
                     **adapting.count_parameters(self.model))  # fmt: skip
         trainer.on_rank0(lambda: write_report(run, more | strategy.metrics() | result | dict(
             stored_bytes=measure_stored_bytes(run.directory, strategy))))  # fmt: skip

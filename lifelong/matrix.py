@@ -15,7 +15,12 @@ from versatile.utils.errors import UserError, brief
 from versatile.utils.plots import save_figure, start_figure
 
 # The costs of a method, {key of a record: (column heading or axis label, size of its unit)}: in tables and in plots.
-TABLE_COSTS = {"seconds": ("seconds", 1), "peak_memory_mb": ("peak MB", 1), "stored_bytes": ("stored MB", 1e6)}
+TABLE_COSTS = {
+    "seconds": ("seconds", 1),
+    "other_seconds": ("seconds between tasks", 1),
+    "peak_memory_mb": ("peak MB", 1),
+    "stored_bytes": ("stored MB", 1e6),
+}
 AXIS_COSTS = {
     "seconds": ("optimizer steps, minutes", 60),
     "peak_memory_mb": ("peak memory, GB", 1000),

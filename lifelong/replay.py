@@ -5,6 +5,7 @@ sample. `--top_p_lm`, `--top_k_lm` and `--temperature_lm` have no effect in the 
 """
 
 import json
+import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -99,7 +100,8 @@ def load_or_generate(path, task, gen, count, model, tokenizer, encoder, sampling
         gen, count, model, tokenizer, encoder, sampling, options: as in `generate_samples`.
 
     Returns:
-        (rows, report): a list of `question_answer.Row`; dict(asked, kept, unfinished, rejected: {reason: count}).
+        (rows, report): a list of `question_answer.Row`; dict(asked, kept, unfinished, rejected: {reason: count},
+        seconds that drawing them took).
     """
     report_path = Path(path).with_suffix(".report.json")
     settings = dict(task=task, gen=gen, asked=count, max_len=encoder.max_len, **asdict(sampling))
@@ -112,7 +114,9 @@ def load_or_generate(path, task, gen, count, model, tokenizer, encoder, sampling
             raise UserError(f"holds {len(rows)} samples", location=path,
                             expected=f"{report['kept']}, as {report_path} says", remedy=_REGENERATED)  # fmt: skip
         return rows, report
+    start = time.perf_counter()
     samples = generate_samples(model, tokenizer, encoder, gen, count, sampling, **options)
+    seconds = round(time.perf_counter() - start, 1)
     rejected, kept = Counter(), []
     for ids in samples:
         reason = encoder.unusable(ids[:-1] if ids[-1:] == [encoder.eos] else ids)
@@ -122,7 +126,8 @@ def load_or_generate(path, task, gen, count, model, tokenizer, encoder, sampling
             kept.append(ids)
     write_samples(path, kept, tokenizer, encoder, task)
     unfinished = sum(ids[-1] != encoder.eos for ids in kept)
-    report = dict(asked=count, kept=len(kept), unfinished=unfinished, rejected=dict(rejected), settings=settings)
+    report = dict(asked=count, kept=len(kept), unfinished=unfinished, rejected=dict(rejected), seconds=seconds,
+                  settings=settings)  # fmt: skip
     # The report is written last: if it exists, the samples are complete.
     write_json(report_path, report)
     return read_samples(path, encoder, gen, task), report

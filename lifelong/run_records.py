@@ -38,17 +38,21 @@ def make_record(folder, known):
         known: `Namespace` of its flags.
 
     Returns:
-        dict(seed, settings, seconds, peak_memory_mb, stored_bytes): the decisive flags; the training time of all
-        stages, including their teachers; the peak memory of any stage; the most bytes that had to be kept after a
+        dict(seed, settings, seconds, other_seconds, peak_memory_mb, stored_bytes): the decisive flags; the time of all
+        optimizer steps, including the teachers'; the time that the strategy spent between the stages' steps, on drawing
+        samples or on what it keeps of a task; the peak memory of any stage; the most bytes that had to be kept after a
         stage: trained weights, the strategy's state and samples. None where an older run did not record a value.
     """
     reports = [read_report(sequence.stage_directory(folder, stage)) for stage in sequence.stages(known)]
     teachers = [read_report(teacher) for report in reports for teacher in report.get("teachers", ())]
     seconds = [report.get("seconds") for report in (*reports, *teachers)]
+    other = [report.get(name, 0 if name == "generation_seconds" else None) for report in reports
+             for name in ("generation_seconds", "after_task_seconds")]  # fmt: skip
     memory = [report.get("peak_memory_mb") for report in (*reports, *teachers)]
     stored = [report.get("stored_bytes") for report in reports]
     return dict(seed=known.seed, settings=decisive_flags(known),
                 seconds=None if None in seconds else sum(seconds),
+                other_seconds=None if None in other else round(sum(other), 1),
                 peak_memory_mb=None if None in memory else max(memory),
                 stored_bytes=None if None in stored else max(stored))  # fmt: skip
 

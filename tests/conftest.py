@@ -48,6 +48,14 @@ def uncollected():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unsynced():
+    """Do not wait for the disk: what was written outlives the processes that tests kill, if not a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda handle: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def nlg_data(tmp_path_factory):
     """24 training, 6 validation and 4 test rows."""

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import quick
 import scripts
 from conftest import ROOT
 
@@ -20,10 +21,9 @@ import run as bench
 SCRIPTS = sorted(p.stem for p in (ROOT / "bench").glob("*.py") if p.stem not in ("common", "run"))
 # The libraries that it compares with would have to be downloaded.
 ALONE = {"peers": ["--sides", "ours"]}
-# [script and any further flags]
-RUNS = [*([script] for script in SCRIPTS), ["decode", "--t5"]]
-# Benchmarks whose quick runs take longer than all others together: they start several processes for each side.
-SLOW = {"processes", "accumulation", "peers"}
+# A script and any further flags.
+RUNS = [*SCRIPTS, "decode --t5"]
+QUICK = ("hypernet", "memory", "mixed_batch")
 
 
 class Forked:
@@ -51,10 +51,9 @@ def quick_run(script, flags, saved, folder, monkeypatch, capsys):
     return result.out
 
 
-@pytest.mark.parametrize("run", [pytest.param(run, id=" ".join(run), marks=[pytest.mark.slow] * (run[0] in SLOW))
-                                 for run in RUNS])  # fmt: skip
+@pytest.mark.parametrize("run", quick.only(QUICK, RUNS))
 def test_quick_run_prints_hardware_table_and_ratio(run, tmp_path, monkeypatch, capsys):
-    saved, (script, *flags) = tmp_path / "numbers.json", run
+    saved, (script, *flags) = tmp_path / "numbers.json", run.split()
     printed = quick_run(script, flags, saved, tmp_path, monkeypatch, capsys)
     lines = printed.splitlines()
     assert lines[0].startswith("hardware: ")

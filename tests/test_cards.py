@@ -8,6 +8,7 @@ import re
 import shlex
 
 import pytest
+import quick
 from huggingface_hub import ModelCard
 from scripts import SAMPLES, done, run, without_java
 from versatile.adapters.backbones import bundled
@@ -65,7 +66,7 @@ def runs(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("script", TRAINED)
+@pytest.mark.parametrize("script", quick.only(("train_vlm", "train_camtl"), TRAINED))
 def test_a_runs_card_says_what_it_is_and_its_lines_load_it(runs, script, capsys):
     run = runs(script)
     card = ModelCard.load(run / "README.md")

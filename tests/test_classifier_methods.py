@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import quick
 import torch
 from safetensors.torch import load_file
 from scripts import done, run
@@ -56,7 +57,7 @@ def test_the_grid_shows_for_an_encoder_what_goes_here():
     assert {method for method, cell in cells.items() if cell == grid.FITS} == {*OWNED, *SHARED, *WHOLE}
 
 
-@pytest.mark.parametrize("method", [*OWNED, *SHARED, *WHOLE])
+@pytest.mark.parametrize("method", quick.only(("lora", "hyperformer", "full"), [*OWNED, *SHARED, *WHOLE]))
 def test_a_method_is_trained_saved_and_loaded(method, tmp_path):
     out = tmp_path / "run"
     trained(command(out, method), tmp_path / "log", SCRIPT)
@@ -77,7 +78,7 @@ def test_a_method_is_trained_saved_and_loaded(method, tmp_path):
         assert again[task]["scores"] == pytest.approx(result["scores"], abs=1e-6)
 
 
-@pytest.mark.parametrize("method", [*OWNED, *SHARED])
+@pytest.mark.parametrize("method", quick.every(3, [*OWNED, *SHARED]))
 def test_a_saved_method_gives_the_same_scores_of_mixed_batches(method, tmp_path):
     model, tokenizer = bert.build_classifier("tiny-bert", {"cola": 2, "mnli": 3, "sts-b": 1}, None, 32, 0, method)
     with torch.no_grad():
@@ -199,7 +200,7 @@ def test_a_model_that_its_tasks_share_is_not_combined(method, said, tmp_path):
     assert result.code == 2 and said in result.err and not (tmp_path / "out").exists(), result.err
 
 
-@pytest.mark.parametrize("method", [*OWNED, *SHARED])
+@pytest.mark.parametrize("method", quick.every(3, [*OWNED, *SHARED]))
 def test_new_adapters_leave_a_pretrained_bert_nearly_as_it_was(method):
     """Heads cannot learn from frozen layers whose states new adapters drown."""
     try:

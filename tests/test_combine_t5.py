@@ -7,6 +7,7 @@ import json
 import shlex
 
 import pytest
+import quick
 import torch
 from combining import QUICK, combined, lively
 from combining import trained as trained_gpt2
@@ -56,7 +57,7 @@ def same(one, other):
     return all(map(torch.equal, one, other))
 
 
-@pytest.mark.parametrize("method", OWNED)
+@pytest.mark.parametrize("method", quick.only(("adapters", "prompt"), OWNED))
 def test_each_task_answers_as_its_own_model_to_the_last_bit(method, tmp_path, capsys):
     runs = {task: trained(tmp_path / task, [task], method, seed) for seed, task in enumerate(("rte", "mrpc"))}
     both = combined(tmp_path / "both", runs)
@@ -236,6 +237,7 @@ def evaluated_data(model, out, *more):
     return {path.name.split("_")[0]: read(path)["dataset_path"] for path in out.glob("*_metrics.json")}
 
 
+@pytest.mark.slow
 def test_all_tasks_are_evaluated_on_the_data_of_each(tmp_path, capsys):
     folders = folders_of(tmp_path, rte="RTE", mrpc="MRPC", cola="CoLA")
     runs = {task: trained(tmp_path / task, [task], flags=dict(data_dir=str(folder)))

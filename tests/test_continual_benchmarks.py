@@ -137,6 +137,7 @@ def test_a_broken_classification_file_is_one_message(rows, words, tmp_path):
     assert "no folder" in error(tmp_path / "b", "squad-classification", "--folder", tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_the_shared_benchmarks_are_converted_whole(tmp_path, shared_data):
     files, _ = run(tmp_path, "squad-superni", "--folder", shared_data / "superni")
     assert {name.split("_to_squad")[0] for name in files} == set(SUPERNI)

@@ -64,6 +64,7 @@ def test_e2e_keeps_texts_as_they_are_and_groups_references_for_the_test(tmp_path
     assert "kept 1, dropped 1 (1 malformed)" in report
 
 
+@pytest.mark.slow
 def test_real_e2e_and_rnnlg_records_equal_the_released_ones(tmp_path, shared_data):
     def released(name, split):
         return json.loads((shared_data / "lamol_squad" / f"{name}_to_squad-{split}-v2.0.json").read_text())["data"]

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import quick
 import torch
 from conftest import GOLDEN
 from hypothesis import given, settings
@@ -91,7 +92,7 @@ def by_hand(student, teacher, batch, temperature, alpha):
 
 
 @pytest.mark.parametrize("bottleneck, teachers", [(4, 4), (4, None), (0, 4), (None, 4)])
-@pytest.mark.parametrize("temperature, alpha", [(2.0, 0.5), (1.0, 1.0), (4.0, 0.1)])
+@pytest.mark.parametrize("temperature, alpha", quick.only([(2.0, 0.5)], [(2.0, 0.5), (1.0, 1.0), (4.0, 0.1)]))
 def test_the_loss_and_its_gradient_equal_a_plain_computation_from_full_logits(
     bottleneck, teachers, temperature, alpha, data
 ):
@@ -326,7 +327,7 @@ def test_a_model_to_learn_from_is_checked_before_anything_is_loaded(flag, data, 
         assert "smollm2" not in result.err and "evaluate.py" not in result.err and "  remedy:   train " in result.err
 
 
-@pytest.mark.parametrize("kd", [pytest.param("word", marks=pytest.mark.slow), "both"])
+@pytest.mark.parametrize("kd", quick.only(["both"], ["word", "both"]))
 def test_killed_and_resumed_with_a_teacher_is_exact(kd, teacher, tmp_path):
     data = small(tmp_path / "nlg.json", train=24, valid=6, test=4)
     if kd == "both":
@@ -361,7 +362,7 @@ def test_both_learns_the_teachers_distributions_on_its_own_texts(teacher, tmp_pa
     assert tensors(both) == tensors(word)
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1])
+@pytest.mark.parametrize("alpha", quick.every(2, [0.5, 1]))
 def test_two_processes_learn_from_a_teacher_as_one_does(alpha, tmp_path):
     # Of 17 rows one is left for two processes in the end; tiny-llama has no dropout.
     data = small(tmp_path / "data.json", train=17, valid=3, test=1)

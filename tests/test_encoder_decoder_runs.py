@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+import quick
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
@@ -206,7 +207,7 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
 # ---- runs
 
 
-@pytest.mark.parametrize("bottleneck", [4, -1])
+@pytest.mark.parametrize("bottleneck", quick.every(2, [4, -1]))
 def test_a_run_killed_and_resumed_equals_one_never_stopped(bottleneck, data, tmp_path):
     options = dict(model="tiny-t5", bottleneck=bottleneck, epochs=2)
     whole = learnt(short_run(data, tmp_path / "whole", "--save_steps", "1", **options))

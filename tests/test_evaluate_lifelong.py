@@ -85,6 +85,7 @@ def test_a_matrix_says_what_its_runs_were_trained_with_and_what_they_cost(runs, 
     assert first["settings"]["seq_train_type"] == "finetune" and "seed" not in first["settings"]
     reports = [json.loads((runs / "one" / task / "training_metrics.json").read_text()) for task in ("ag", "sst")]
     assert first["seconds"] == pytest.approx(sum(report["seconds"] for report in reports))
+    assert first["other_seconds"] == pytest.approx(sum(report["after_task_seconds"] for report in reports))
     assert first["peak_memory_mb"] == max(report["peak_memory_mb"] for report in reports)
     weights = max(path.stat().st_size for path in (runs / "one" / "sst").glob("*.safetensors"))
     assert first["stored_bytes"] == weights
@@ -103,6 +104,7 @@ def test_both_scripts_take_the_same_flags_as_the_originals_do(data, tmp_path):
     assert list(tmp_path.glob("*/finetune/*/matrix.json"))
 
 
+@pytest.mark.slow
 def test_finetuning_forgets_and_replay_does_not(tmp_path):
     folder = write(tmp_path / "data", train=40, test=8)
     for mode in ("finetune", "lll"):

@@ -1,6 +1,6 @@
 """The grid: every adaptation method, on every kind of backbone, in every regime; and README's tables of it.
 
-    python -m pytest tests/test_grid.py            a third of the cells, each pair of two among them
+    python -m pytest tests/test_grid.py            each method once, on the backbones and in the regimes by turns
     python -m pytest tests/test_grid.py -m slow    the others
 """
 
@@ -8,6 +8,7 @@ import itertools
 import json
 
 import pytest
+import quick
 from scripts import SAMPLES, run, small
 from versatile.adapters.methods.registry import FULL, all_methods
 from versatile.training import grid
@@ -17,13 +18,8 @@ from tests.conftest import ROOT
 BACKBONES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 METHODS = [FULL, *sorted(set(all_methods()) - {"conditional"})]
 REGIMES = ["one task", "many at once", "one after another", "from a teacher"]
+TURNS = list(zip(METHODS, itertools.cycle(BACKBONES), itertools.cycle(REGIMES)))
 SHORT = ["--fp32", "--max_steps", 2, "--train_batch_size", 4, "--gradient_accumulation_steps", 1, "--lr", "1e-2"]
-
-
-def cells():
-    for (i, method), (j, backbone), (k, regime) in itertools.product(*map(enumerate, (METHODS, BACKBONES, REGIMES))):
-        slow = [] if (i + j + k) % 3 == 0 else [pytest.mark.slow]
-        yield pytest.param(method, backbone, regime, marks=slow, id=f"{method}-{backbone}-{regime}")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +63,7 @@ def evaluate(script, files, model, folder):
     assert json.loads((folder / "results" / "mt_metrics.json").read_text())["nll"] > 0
 
 
-@pytest.mark.parametrize("method, backbone, regime", cells())
+@pytest.mark.parametrize("method, backbone, regime", quick.only(TURNS, itertools.product(METHODS, BACKBONES, REGIMES)))
 def test_every_cell_of_the_grid_trains_and_decodes(method, backbone, regime, files, teachers, tmp_path):
     if regime == "one after another":
         argv = ["--data_dir", SAMPLES / "lifelong", "--tasks", "ag", "e2enlg", "--model_name", backbone, "--limit", 4,

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import huggingface_hub
 import pytest
+import quick
 from scripts import SAMPLES, without_java
 from test_cards import TRAINED
 from versatile.training import hub
@@ -50,7 +51,7 @@ def api(monkeypatch):
     return Api
 
 
-@pytest.mark.parametrize("script", TRAINED)
+@pytest.mark.parametrize("script", quick.every(3, TRAINED))
 def test_a_finished_run_is_uploaded_with_lines_that_fetch_it(api, script, tmp_path):
     run = versatile.train(dict(TRAINED[script], output_dir=tmp_path / "run", push_to_hub="me/model"), script)
     assert api.asked == [("create", "me/model", True), ("upload", "me/model")]

@@ -307,6 +307,7 @@ def test_ctrl_c_stops_the_answer_and_the_conversation_stays_as_it_was(vlm):
         assert t.process.exitcode == 0
 
 
+@pytest.mark.slow
 def test_in_a_shells_pipe_it_answers_and_ends_quietly_when_its_reader_leaves(vlm):
     command = [sys.executable, "interact.py", "--model_checkpoint", vlm, "--task", "mt", "--no_sample"]
     pipe = subprocess.PIPE

@@ -176,6 +176,7 @@ def test_data_of_a_task_under_another_name_are_checked(data, said, tmp_path):
     assert result.code == 2 and said in result.err
 
 
+@pytest.mark.slow
 def test_a_t5_trains_on_generation_tasks_beside_glue(tmp_path):
     data, folder = tmp_path / "data", tmp_path / "run"
     shutil.copytree(GLUE / "RTE", data / "RTE")

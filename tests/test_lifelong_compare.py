@@ -126,15 +126,18 @@ def test_a_table_that_cannot_be_written_is_one_message(directories, tmp_path, ca
 def test_directories_that_differ_in_their_seed_alone_are_one_method(tmp_path, capsys):
     flags, output = dict(seq_train_type="er", limit=400), tmp_path / "out.md"
     first, second = ([90, 0], [80, 80]), ([80, 0], [90, 80])
-    er = [recorded(tmp_path / f"small-er-seed{seed}", seed, list(rows), flags, seconds=seconds, stored_bytes=3e6)
+    er = [recorded(tmp_path / f"small-er-seed{seed}", seed, list(rows), flags, seconds=seconds,
+                   other_seconds=7, stored_bytes=3e6)
           for seed, rows, seconds in ((1, first, 100), (2, second, 120))]  # fmt: skip
     more = recorded(tmp_path / "small-er-1500-seed1", 1, list(first), flags | dict(limit=1500), peak_memory_mb=2000)
     assert compare.main([*map(str, (*er, more)), "--output", str(output)]) in (None, 0)
     heads, _, *rows = output.read_text(encoding="utf-8").splitlines()
-    assert heads.endswith("| forgetting | seconds | peak MB | stored MB | seeds |")
-    ends = "| small-er | 85.0 ± 7.1 | 80.0 ± 0.0 | 82.5 ± 3.5 | 0.0 ± 14.1 | – | 0.0 ± 14.1 |"
-    assert rows == [f"{ends} 110 ± 14 | – | 3.0 ± 0.0 | 2 |",
-                    "| small-er-1500-seed1 | 80.0 | 80.0 | 80.0 | −10.0 | – | 10.0 | – | 2000 | – | 1 |"]  # fmt: skip
+    assert heads.endswith("| forgetting | seconds | seconds between tasks | peak MB | stored MB | seeds |")
+    start = "| small-er | 85.0 ± 7.1 | 80.0 ± 0.0 | 82.5 ± 3.5 | 0.0 ± 14.1 | – | 0.0 ± 14.1 |"
+    assert rows == [
+        f"{start} 110 ± 14 | 7 ± 0 | – | 3.0 ± 0.0 | 2 |",
+        "| small-er-1500-seed1 | 80.0 | 80.0 | 80.0 | −10.0 | – | 10.0 | – | – | 2000 | – | 1 |",
+    ]
     # With two tasks forgetting is one point: there is no line to draw.
     assert not (tmp_path / "out_scaling.png").exists()
     for name in ("", "_curves", "_forgetting", "_cost"):
@@ -206,6 +209,7 @@ def test_a_line_has_a_band_over_seeds_and_what_is_trained_at_once_none(tmp_path)
     assert not charts.draw_scaling(tmp_path / "none.png", only, {}) and not (tmp_path / "none.png").exists()
 
 
+@pytest.mark.slow
 def test_fifteen_tasks_and_methods_are_drawn_with_styles_of_their_own(tmp_path):
     tasks = [f"task{i}_something_long_winded_to_be_named" for i in range(15)]
     rows = [[90.0 - 3 * (i - j) if j <= i else None for j in range(15)] for i in range(15)]

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import quick
 import torch
 from lifelong_data import command, questions, report, write
 from scripts import tensors
@@ -41,6 +42,7 @@ def lamol(data, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_its_decoder_writes_whole_samples_from_the_tasks_token(lamol):
     found = json.loads((lamol / "sst" / "generated_ag.report.json").read_text())
     assert found["kept"] > 0 and report(lamol / "sst")["replayed"] == {"ag": found["kept"]}
@@ -48,6 +50,7 @@ def test_its_decoder_writes_whole_samples_from_the_tasks_token(lamol):
     assert line["context"] + line["question"] and "what of ag" in line["context"] + line["question"]
 
 
+@pytest.mark.slow
 def test_a_sample_is_what_the_plain_model_writes_behind_the_token(lamol):
     model, tokenizer = checkpoint.load_checkpoint(lamol / "ag")
     predictor = Predictor.of(model, tokenizer, torch.device("cpu"), torch.float32, 48)
@@ -63,6 +66,7 @@ def test_a_sample_is_what_the_plain_model_writes_behind_the_token(lamol):
         written.append(token)
 
 
+@pytest.mark.slow
 def test_answers_and_their_probabilities_are_those_of_the_plain_model(lamol):
     predictor = Predictor.load(lamol / "sst", torch.device("cpu"), torch.float32, 48)
     model, eos = predictor.model, predictor.encoder.eos
@@ -80,7 +84,7 @@ def test_answers_and_their_probabilities_are_those_of_the_plain_model(lamol):
     assert len(texts) == 4
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", quick.every(5, STRATEGIES))
 def test_every_strategy_trains_it_and_it_is_evaluated(name, data, tmp_path):
     more = {"ewc": ("--reg_lambda", 1000), "mas": ("--reg_lambda", 1e8)}.get(name, ())
     out = trained(data, tmp_path / "run", name, "--n_train_epochs", 1, *more)
@@ -95,6 +99,7 @@ def test_a_teachers_words_and_distributions_reach_it(data, tmp_path):
     assert report(out / "sst")["steps"] and len(list((out / "tiny-t5_adapter_2" / "teachers").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_mas_looks_at_the_scores_behind_the_question(lamol):
     """mean(softmax(scores of the decoder's token after __ans__)²) / B, from the plain model."""
     from versatile.lifelong.importance import MAS, Importance

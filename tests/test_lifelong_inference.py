@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import quick
 import torch
 from lifelong_data import command, write
 from versatile.data import question_samples as samples
@@ -130,7 +131,7 @@ def test_several_seeds_have_a_mean_of_both():
     assert side_by_side([Matrix(["a"], [[1]])]) == ""
 
 
-@pytest.mark.parametrize("name", ["perplexity", "embedding"])
+@pytest.mark.parametrize("name", quick.every(2, ["perplexity", "embedding"]))
 def test_where_all_tasks_share_the_model_the_scores_are_the_same(name, data, tmp_path):
     train_lifelong.main(command(data, tmp_path / "run", "finetune", "--adapter_bottleneck", 2, "--only_final"))
     evaluate_lifelong.main(["--model_dirs", str(tmp_path / "run"), "--fp32", "--infer_task", name])
@@ -172,7 +173,7 @@ def test_before_any_training_a_run_scores_what_the_model_it_starts_from_scores(r
     assert later["before"] == earlier["rows"][-1] == [50, 50] and earlier["before"] == [0, 0]
 
 
-@pytest.mark.parametrize("name", ["perplexity", "embedding"])
+@pytest.mark.parametrize("name", quick.every(2, ["perplexity", "embedding"]))
 def test_a_model_of_unbound_parts_infers_its_tasks(name, data, tmp_path):
     train_lifelong.main(command(data, tmp_path / "run", "lll", "--unbound", 2, "--real_sample", "--only_final"))
     evaluate_lifelong.main(["--model_dirs", str(tmp_path / "run"), "--fp32", "--infer_task", name])

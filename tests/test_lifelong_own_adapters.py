@@ -5,6 +5,7 @@ import json
 from argparse import Namespace
 
 import pytest
+import quick
 import torch
 from lifelong_data import command, questions, report, write
 from safetensors.torch import load_file
@@ -100,7 +101,7 @@ def test_learning_a_task_moves_its_adapter_and_the_shared_rows_alone(more, learn
             assert torch.equal(here, behind) == bool(more)
 
 
-@pytest.mark.parametrize("mode", ["lll", "ewc", "mas", "gem"])
+@pytest.mark.parametrize("mode", quick.every(2, ["lll", "ewc", "mas", "gem"]))
 def test_what_holds_a_task_holds_what_it_is_made_of(mode, learnt, data, tmp_path):
     """Replayed rows, and a memory that a step would harm, move their own task's adapter; a penalty moves none."""
     out = learnt(mode)
@@ -231,7 +232,7 @@ def test_directories_of_their_own_and_old_ones_as_they_were(learnt):
 
 @pytest.mark.parametrize("mode, more, kills", [
     ("finetune", ("--own_adapters", "previous"), ("ag/checkpoints/step_*2", "rnnlg.tv/checkpoints/step_*3")),
-    ("gem", (), ("ag/memory.json", "rnnlg.tv/checkpoints/step_*4")),
+    pytest.param("gem", (), ("ag/memory.json", "rnnlg.tv/checkpoints/step_*4"), marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_killed_and_resumed_is_the_uninterrupted_run(mode, more, kills, data, tmp_path):
     # In a process like those that are killed: with the same number of threads, sums have the same order.
@@ -246,7 +247,7 @@ def test_killed_and_resumed_is_the_uninterrupted_run(mode, more, kills, data, tm
         assert report(whole / task)["history"]["train"] == report(out / task)["history"]["train"]
 
 
-@pytest.mark.parametrize("mode", [pytest.param(mode, marks=pytest.mark.slow) for mode in ("lll", "ewc")] + ["gem"])
+@pytest.mark.parametrize("mode", quick.only([], ["lll", "ewc", "gem"]))
 def test_two_processes_learn_what_one_does(mode, data, tmp_path):
     how = dict(tasks=("ag", "sst"), model="tiny-llama")
     trained(arguments(data, tmp_path / "one", mode, **how), tmp_path / "log", SCRIPT)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import bert_models
 import ignite.distributed as idist
 import pytest
+import quick
 import test_methods
 import test_t5
 import test_training
@@ -213,8 +214,7 @@ def decode_on_device(model, tokenizer, rules):
     return rules.reads - before
 
 
-@pytest.mark.parametrize("backbone", test_methods.BACKBONES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, backbone", quick.every(6, METHODS, test_methods.BACKBONES))
 def test_a_training_step_validation_and_decoding(method, backbone):
     model, tokenizer = adapted(backbone, method)
     with DeviceRules() as rules:
@@ -236,7 +236,7 @@ def test_a_training_step_validation_and_decoding(method, backbone):
 BEFORE_DECODING = 12
 
 
-@pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
+@pytest.mark.parametrize("backbone", quick.every(2, ["tiny-gpt2", "tiny-llama"]))
 def test_self_copy(backbone):
     model, tokenizer = backbones.load_backbone(backbone)
     attach(model, tokenizer, {task: get_task(task).markers for task in TASKS}, dict.fromkeys(TASKS, "bottleneck"))
@@ -246,7 +246,7 @@ def test_self_copy(backbone):
         assert decode_on_device(model, tokenizer, rules) <= LONGEST + BEFORE_DECODING
 
 
-@pytest.mark.parametrize("backbone", test_methods.BACKBONES)
+@pytest.mark.parametrize("backbone", quick.only(["tiny-t5"], test_methods.BACKBONES))
 def test_a_teacher_and_smoothed_labels(backbone):
     student, teacher = adapted(backbone, "lora"), adapted(backbone, FULL)
     given = batch(student[0], rows=4)
@@ -257,7 +257,7 @@ def test_a_teacher_and_smoothed_labels(backbone):
         training_step(student[0], SmoothedCrossEntropy(0.1), given)
 
 
-@pytest.mark.parametrize("method", test_t5.t5.METHODS)
+@pytest.mark.parametrize("method", quick.every(6, test_t5.t5.METHODS))
 def test_the_published_methods_of_t5(method):
     model = prepared(test_t5.attached(method, train_task_embeddings=method == "meta"))
     given = test_t5.batch() | dict(task_ids=test_t5.MIXED)

@@ -7,6 +7,7 @@ import json
 
 import lifelong_data
 import pytest
+import quick
 import scripts
 from scripts import metrics, small, tensors
 from versatile.adapters import checkpoint
@@ -27,7 +28,7 @@ TYPED = {
     "prefix": (["--prefix_length", "4"], dict(method="prefix", prefix_length=4)),
     "prompt": (["--prompt_length", "4"], dict(method="prompt", prompt_length=4)),
 }
-CASES = [(name, method) for name in ("tiny-gpt2", "tiny-llama", "tiny-t5") for method in TYPED]
+BACKBONES = ["tiny-gpt2", "tiny-llama", "tiny-t5"]
 SHORT = ["--fp32", "--train_batch_size", "4", "--gradient_accumulation_steps", "1", "--n_epochs", "1", "--lr", "1e-2"]
 
 
@@ -37,11 +38,17 @@ def files(tmp_path_factory):
     return {task: str(small(folder / f"{task}.json", task, train=8, valid=2, test=2)) for task in ("nlg", "mt")}
 
 
-@pytest.fixture(scope="module", params=["tiny-gpt2", "tiny-llama", "tiny-t5"])
-def taught_backbone(request, files, tmp_path_factory):
-    """(a backbone's name, a teacher of mt on that backbone)."""
-    out = tmp_path_factory.mktemp("teacher") / request.param
-    return request.param, run_train("mt", files, out, request.param, "--adapter_bottleneck", "4")
+@pytest.fixture(scope="module")
+def teachers(files, tmp_path_factory):
+    """{backbone: a teacher of mt on it}, trained on first use."""
+    folder = tmp_path_factory.mktemp("teachers")
+
+    def teacher(name):
+        if not (folder / name).exists():
+            run_train("mt", files, folder / name, name, "--adapter_bottleneck", "4")
+        return folder / name
+
+    return teacher
 
 
 @pytest.fixture(autouse=True)
@@ -56,16 +63,16 @@ def run_train(task, files, out, name, *more):
     return out
 
 
-@pytest.mark.parametrize("method", TYPED)
-def test_a_method_goes_from_one_task_to_many(taught_backbone, method, files, tmp_path, capsys):
-    (name, teacher), (typed, expected) = taught_backbone, TYPED[method]
+@pytest.mark.parametrize("name, method", quick.every(5, BACKBONES, TYPED))
+def test_a_method_goes_from_one_task_to_many(name, method, teachers, files, tmp_path, capsys):
+    typed, expected = TYPED[method]
     single = run_train("nlg", files, tmp_path / "nlg", name, "--method", method, *typed)
     kept = checkpoint.load_checkpoint(single)[0].info.methods
     assert kept == {"nlg": method_of(expected)}
     assert metrics(single)["adapters"] > 0 == metrics(single)["backbone"]
     assert json.loads((single / "run.json").read_text())["method"] == method
     # From a teacher's distributions; the same method with its defaults.
-    student = run_train("mt", files, tmp_path / "mt", name, "--method", method, "--teacher", str(teacher))
+    student = run_train("mt", files, tmp_path / "mt", name, "--method", method, "--teacher", str(teachers(name)))
     assert checkpoint.load_checkpoint(student)[0].info.methods == {"mt": method_of(method)}
     data = [f"{task}={path}" for task, path in files.items()]
     combine_all.main(["--output", str(tmp_path / "vlm"), "--checkpoints", f"nlg={single}", f"mt={student}",
@@ -77,7 +84,7 @@ def test_a_method_goes_from_one_task_to_many(taught_backbone, method, files, tmp
     assert list((tmp_path / "out").rglob("*nlg*"))
 
 
-@pytest.mark.parametrize("name, method", CASES)
+@pytest.mark.parametrize("name, method", quick.every(4, BACKBONES, TYPED))
 def test_a_batch_that_mixes_tasks_trains_each_of_them(name, method, files, tmp_path):
     argv = ["--tasks", "nlg", "mt", "--data", *(f"{task}={path}" for task, path in files.items()), "--model_checkpoint",
             name, "--method", f"nlg={method}", "mt=bottleneck", "--adapter_bottleneck", "mt=3", *TYPED[method][0],
@@ -88,7 +95,7 @@ def test_a_batch_that_mixes_tasks_trains_each_of_them(name, method, files, tmp_p
     assert len(metrics(tmp_path / "run")["tasks"]) == 2
 
 
-@pytest.mark.parametrize("name, method", [c for c in CASES if c[0] != "tiny-t5"])
+@pytest.mark.parametrize("name, method", quick.every(4, ["tiny-gpt2", "tiny-llama"], TYPED))
 def test_a_sequence_of_tasks_has_an_adapter_for_each_or_one_for_all(name, method, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
@@ -105,7 +112,7 @@ def test_a_sequence_of_tasks_has_an_adapter_for_each_or_one_for_all(name, method
     assert own and all(first[key] != second[key] for key in own)
 
 
-@pytest.mark.parametrize("name", ["tiny-gpt2", "tiny-llama", "tiny-t5"])
+@pytest.mark.parametrize("name", quick.only(["tiny-llama"], BACKBONES))
 def test_hyperformer_trains_the_five_generation_tasks(name, tmp_path, capsys):
     tasks = ("nlg", "mt", "qa", "dialogue", "summarization")
     files = {task: str(small(tmp_path / f"{task}.json", task, train=2, valid=1, test=1)) for task in tasks}

@@ -6,6 +6,7 @@
 import copy
 
 import pytest
+import quick
 import torch
 import torch.nn.functional as F
 from transformers.cache_utils import DynamicCache
@@ -33,7 +34,6 @@ METHODS = {
 GENERATED = ("hyperformer", "hyperformer++", "hyperformer-per-layer")
 SHARED = {name: (dict(reduction_factor=8, task_embedding_dim=6),) * 2 for name in GENERATED}
 METHODS |= SHARED
-EVERY = [(name, method) for name in BACKBONES for method in METHODS]
 
 
 def mixed_methods(method):
@@ -52,7 +52,7 @@ def adapted(name, methods, seed=0, noise=0.3):
     return model.eval(), tokenizer
 
 
-@pytest.fixture(scope="module", params=EVERY, ids=str)
+@pytest.fixture(scope="module", params=quick.every(3, BACKBONES, METHODS, together=True), ids=str)
 def case(request):
     name, method = request.param
     # Tokens far from all embeddings have gradients of hundreds, whose rounding hides the comparison.
@@ -98,7 +98,7 @@ def test_a_mixed_batch_equals_rows_one_by_one(case, monkeypatch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name, method", EVERY, ids=str)
+@pytest.mark.parametrize("name, method", quick.every(3, BACKBONES, METHODS))
 def test_a_model_made_ready_to_answer_in_half_precision_has_nearly_the_same_scores(name, method):
     from versatile.adapters.inference import prepare_for_inference
     from versatile.utils.devices import autocast
@@ -459,6 +459,13 @@ def test_a_prompt_is_at_most_as_long_as_the_table_of_positions():
     assert not attached("tiny-gpt2", 256).isnan().any() and not attached("tiny-llama", 300).isnan().any()
     with pytest.raises(UserError, match=r"--prompt_length 257: .* 256 positions"):
         attached("tiny-gpt2", 257)
+    # Two prompts of 100 are read by the second task; with three the third would read 300.
+    chained = adapted("tiny-gpt2", {task: dict(method="prompt", prompt_length=100) for task in ("nlg", "mt")})[0]
+    adapting.chain_tasks(chained)
+    longer = adapted("tiny-gpt2", {task: dict(method="prompt", prompt_length=100) for task in ("nlg", "mt", "qa")})[0]
+    with pytest.raises(UserError, match=r"--prompt_length 100: .* prompts of all 3") as stopped:
+        adapting.chain_tasks(longer)
+    assert stopped.value.expected == "at most 85"
 
 
 def test_each_row_gets_its_own_tasks_vector():

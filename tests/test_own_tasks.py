@@ -425,6 +425,7 @@ def test_a_run_goes_on_and_is_evaluated_where_its_data_lie_now(tmp_path):
                        tmp_path / "moved"], log))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_t5_is_evaluated_and_combined_on_data_that_have_moved(tmp_path):
     log, data = tmp_path / "log", write(tmp_path / "data", labels=["neg", "pos"])
     runs = [tmp_path / "a", tmp_path / "b"]

@@ -110,6 +110,7 @@ print(json.dumps([module.__file__ for module in ({", ".join(OTHERS)})]))
     assert python(code, "/", installed, tmp_path) == [str(tmp_path / f"{name}.py") for name in OTHERS]
 
 
+@pytest.mark.slow
 def test_an_installed_script_is_called_by_its_name(installed, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(installed)}
     options = dict(cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
@@ -298,6 +299,7 @@ def test_what_was_tested_is_within_the_bounds_and_each_package_is_named_in_both(
     assert set(EXTRAS.values()) == set(extras)
 
 
+@pytest.mark.slow
 def test_without_the_extras_packages_a_model_trains_and_a_script_that_needs_one_says_so(tmp_path):
     code = f"""
 import json
@@ -351,6 +353,7 @@ def commands(text, cwd, *words):
     return subprocess.run(start, input=text, cwd=cwd, env=env, capture_output=True, text=True, timeout=240)
 
 
+@pytest.mark.slow
 def test_commands_run_one_after_another_in_one_process_until_one_fails(tmp_path):
     lines = [shlex.join(["train.py", *api.command_line(dict(TINY_FLAGS, task=task, max_steps=1, output_dir=f"my {task}",
                          dataset_path=SAMPLES / f"{task}.json"))]) for task in ("nlg", "mt")]  # fmt: skip

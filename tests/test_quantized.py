@@ -7,6 +7,7 @@ import importlib.util
 import json
 
 import pytest
+import quick
 import torch
 from scripts import metrics, small
 from versatile.adapters import checkpoint, combine
@@ -20,7 +21,6 @@ import train
 import train_vlm
 
 SHORT = ["--fp32", "--train_batch_size", "4", "--gradient_accumulation_steps", "1", "--n_epochs", "3", "--lr", "1e-2"]
-CASES = [(name, bits) for name in ("tiny-gpt2", "tiny-llama") for bits in quantized.BITS]
 
 
 def need(bits, name):
@@ -50,7 +50,7 @@ def held(model):
     return total
 
 
-@pytest.mark.parametrize("name, bits", CASES)
+@pytest.mark.parametrize("name, bits", quick.every(2, ["tiny-gpt2", "tiny-llama"], quantized.BITS))
 def test_an_adapter_is_trained_evaluated_and_combined_beside_a_rounded_backbone(name, bits, files, tmp_path, capsys):
     need(bits, name)
     runs = [run_train(files, tmp_path / task, name, f"--load_in_{bits}", task=task) for task in files]

@@ -146,19 +146,22 @@ def test_greedy_decoding_equals_the_original_token_for_token(adapter_model, vlm)
     cases = json.loads((VGLM / "greedy_decoding.json").read_text())["cases"]
     cases = [c for c in cases if c["min_top1_top2_margin"] >= 1e-3]
     assert {c["task"] for c in cases} == set(CONFIG["task_order"])
-    compared = whole = 0
+    alike = {}
     for case in cases:
-        model, tokenizer = adapter_model if case["model"] == "adapter" else vlm
-        task_id = 0 if case["model"] == "adapter" else model.task_id(case["task"])
-        settings = Decoding(max_length=case["max_length"], min_length=case["min_length"])
-        eos = CONFIG["eos_ids"][case["task"]]
-        ours = decode(model, tokenizer, [Prompt(*prompt_ids(case), task_id, eos)], settings)[0]
-        theirs = case["output"]
-        # The original may emit other tasks' markers, ours never does: compare up to the first of them.
-        foreign = next((i for i, t in enumerate(theirs) if t >= CONFIG["base_vocab"]), len(theirs))
-        assert ours[:foreign] == theirs[:foreign], case
-        compared += 1
-        whole += foreign == len(theirs)
+        alike.setdefault((case["model"], case["max_length"], case["min_length"]), []).append(case)
+    compared = whole = 0
+    for (kind, longest, least), group in alike.items():
+        model, tokenizer = adapter_model if kind == "adapter" else vlm
+        prompts = [Prompt(*prompt_ids(case), 0 if kind == "adapter" else model.task_id(case["task"]),
+                          CONFIG["eos_ids"][case["task"]]) for case in group]  # fmt: skip
+        outputs = decode(model, tokenizer, prompts, Decoding(max_length=longest, min_length=least, batch_size=32))
+        for case, ours in zip(group, outputs, strict=True):
+            theirs = case["output"]
+            # The original may emit other tasks' markers, ours never does: compare up to the first of them.
+            foreign = next((i for i, t in enumerate(theirs) if t >= CONFIG["base_vocab"]), len(theirs))
+            assert ours[:foreign] == theirs[:foreign], case
+            compared += 1
+            whole += foreign == len(theirs)
     assert compared > 80 and whole > 0.8 * compared
 
 

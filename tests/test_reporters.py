@@ -11,6 +11,7 @@ import sys
 import types
 
 import pytest
+import quick
 from lifelong_data import command, write
 from scripts import SAMPLES
 from versatile.training.reporters import Reporters, check_reporters
@@ -126,7 +127,7 @@ def test_a_library_that_is_not_installed_is_met_at_the_door(script, tmp_path, ca
     assert not list(tmp_path.rglob("run.json"))
 
 
-@pytest.mark.parametrize("script", RUNS)
+@pytest.mark.parametrize("script", quick.every(2, RUNS))
 def test_every_script_reports_where_it_is_told_and_keeps_the_schedule_that_is_named(script, tmp_path, trackers):
     more = ["--report_to", "trackio", "--lr", "1e-3", "--lr_scheduler_type", "constant_with_warmup",
             "--warmup_steps", "2"]  # fmt: skip

@@ -120,6 +120,7 @@ def test_a_process_with_a_full_or_missing_screen_ends_well(where):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_training_without_a_screen_keeps_its_results(tmp_path):
     words = shlex.join(map(str, [sys.executable, ROOT / "train.py", *TINY, "--output_dir", tmp_path / "run"]))
     done = subprocess.run(["bash", "-c", f"exec {words} >&- 2>&-"], cwd=ROOT, timeout=240)
@@ -168,6 +169,7 @@ def test_printed_commands_work_where_the_user_stands(tmp_path, monkeypatch):
         assert screen.resume_command("train.py", "r") == "python train.py --resume r"
 
 
+@pytest.mark.slow
 def test_python_m_versatile_prints_commands_that_begin_so(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(dict(command="train_vlm.py", flags={})))
     start = [sys.executable, "-m", "versatile", "train", "--resume", "."]

@@ -18,6 +18,7 @@ import subprocess
 import sys
 
 import pytest
+import quick
 import torch
 from conftest import GOLDEN
 from scripts import ROOT, SAMPLES, Result, small, start, until, write_task
@@ -136,7 +137,7 @@ def by_hand(folder, data, task, length=6):
 # --- what comes out ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", quick.every(2, TASKS))
 def test_every_training_example_gets_its_text_in_order_and_the_gold_stays(task, teacher, tmp_path):
     data = small(tmp_path / "data.json", task, train=4, valid=2, test=2)
     out = distilled(asked(teacher, data, "--batch_size", 3, task=task))
@@ -168,7 +169,7 @@ def test_equal_inputs_are_decoded_once_and_sampled_each_for_itself(teacher, tmp_
     assert len({r["distillated_tgt"] for r in held(beside(data))["train"]}) > 3
 
 
-@pytest.mark.parametrize("kind", ["full", "released", "adapter", "several"])
+@pytest.mark.parametrize("kind", quick.only(["released"], ["full", "released", "adapter", "several"]))
 def test_any_teacher_will_do(kind, data, tmp_path):
     folder = tmp_path / "teacher"
     if kind == "released":
@@ -311,7 +312,10 @@ def killed_after(argv, partial, lines, folder, number=signal.SIGKILL):
     return job.wait()
 
 
-@pytest.mark.parametrize("more", [(), ("--num_beams", 2), ("--temperature", 2.0, "--sampled")])
+@pytest.mark.parametrize("more", [
+    pytest.param((), marks=pytest.mark.slow), ("--num_beams", 2),
+    pytest.param(("--temperature", 2.0, "--sampled"), marks=pytest.mark.slow),
+])  # fmt: skip
 def test_killed_in_the_middle_and_gone_on_equals_never_stopped(more, teacher, tmp_path):
     sampled = "--sampled" in more
     more = [a for a in more if a != "--sampled"]
@@ -330,7 +334,7 @@ def test_killed_in_the_middle_and_gone_on_equals_never_stopped(more, teacher, tm
     assert not partial.exists()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("name", quick.every(2, ["SIGTERM", "SIGINT"]))
 def test_a_signal_says_how_to_go_on(name, teacher, data, tmp_path):
     argv, number = asked(teacher, data, "--max_length", 64, "--min_length", 60), getattr(signal, name)
     partial = tmp_path / "nlg_distilled.json.partial"

@@ -367,6 +367,7 @@ def test_what_has_been_seen_is_counted_and_survives_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "train", "dev"), [("mrpc", 3668, 408), ("sts-b", 5749, 1500), ("rte", 2127, 277)])
+@pytest.mark.slow
 def test_real_files_are_read_whole(name, train, dev, tokenizer, shared_data):
     """Single quotes, a byte order mark, odd line separators: no row is lost."""
     found = {s: load_split(shared_data / "glue", name, s, tokenizer, 128) for s in ("train", "dev")}

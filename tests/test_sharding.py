@@ -6,6 +6,7 @@
 import re
 
 import pytest
+import quick
 import torch
 from scripts import run, small
 from training_runs import close_runs, in_two_processes, refused, same_run, short_run
@@ -36,12 +37,7 @@ def flags_of(kind, data, out, processes, *more):
     return [*short_run(data, out, model=model, bottleneck=bottleneck, batch=8 // processes), *method, *more]
 
 
-def kinds(quick, names):
-    """Cases; those not in `quick` are left to -m slow."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
-
-
-@pytest.mark.parametrize("kind", kinds(("lora", "full"), METHODS))
+@pytest.mark.parametrize("kind", quick.only(["lora"], METHODS))
 def test_two_processes_that_hold_half_each_equal_one(kind, data, tmp_path):
     assert run("train", flags_of(kind, data, tmp_path / "one", 1), tmp_path / "log1").code == 0
     results = in_two_processes(flags_of(kind, data, tmp_path / "two", 2, "--fsdp"), tmp_path / "log")
@@ -51,13 +47,14 @@ def test_two_processes_that_hold_half_each_equal_one(kind, data, tmp_path):
     assert first + second == total and abs(first - second) < 0.02 * total
 
 
-@pytest.mark.parametrize("kind", kinds(("gpt2",), WITH_DROPOUT))
+@pytest.mark.parametrize("kind", quick.only([], WITH_DROPOUT))
 def test_two_processes_that_hold_half_each_equal_two_that_hold_all(kind, data, tmp_path):
     in_two_processes(flags_of(kind, data, tmp_path / "whole", 2), tmp_path / "log")
     in_two_processes(flags_of(kind, data, tmp_path / "half", 2, "--fsdp"), tmp_path / "log")
     close_runs(tmp_path / "whole", tmp_path / "half")
 
 
+@pytest.mark.slow
 def test_tasks_that_only_one_process_has_rows_of_are_trained_alike(tmp_path):
     files = {task: small(tmp_path / f"{task}.json", task, train=n, valid=2, test=2) for task, n in
              (("nlg", 11), ("mt", 2))}  # fmt: skip
@@ -73,7 +70,7 @@ def test_tasks_that_only_one_process_has_rows_of_are_trained_alike(tmp_path):
     close_runs(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize("kind", kinds(("full",), ("lora", "full")))
+@pytest.mark.parametrize("kind", quick.only([], ("lora", "full")))
 def test_a_resumed_run_equals_one_that_was_not_stopped(kind, data, tmp_path):
     in_two_processes(flags_of(kind, data, tmp_path / "whole", 2, "--fsdp"), tmp_path / "log")
     out = tmp_path / "parts"

@@ -91,6 +91,7 @@ def test_rows_are_made_anew_whenever_anything_of_them_changes(tokenizer, tmp_pat
         assert not encoded(encoder, limit, count)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_samples(tokenizer, tmp_path, monkeypatch):
     monkeypatch.setattr("versatile.data.row_store.IN_MEMORY", 1 << 20)
     monkeypatch.setattr(base, "CHUNK", 500)

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+import quick
 import torch
 from safetensors.torch import load_file
 from transformers import MT5Config, MT5ForConditionalGeneration, T5Config, T5ForConditionalGeneration
@@ -154,8 +155,7 @@ def test_a_mixed_batch_gives_each_row_what_its_task_gives(method):
     assert torch.allclose(mixed[2], bare()(**inputs).logits[2], atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("method, beams", quick.every(3, METHODS, [1, 3]))
 def test_generating_for_mixed_tasks_gives_what_each_row_alone_gives(method, beams):
     model, inputs = attached(method), batch()
     inputs.pop("labels")
@@ -250,7 +250,7 @@ def test_adapters_are_generated_once_for_a_step_and_once_for_all_decoding(method
     assert counts() == {1}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick.every(3, METHODS))
 def test_after_a_training_step_generating_uses_the_new_parameters(method):
     model, inputs = attached(method), batch()
     prompt = {key: inputs[key] for key in ("input_ids", "attention_mask")}

@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+import quick
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
@@ -64,7 +65,7 @@ def saved(tmp_path):
 # ---- there and back
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick.every(3, METHODS))
 def test_a_reloaded_directory_generates_with_nothing_typed(method, tmp_path):
     model, tokenizer = attached(**METHODS[method], unfreeze_layer_norms=True)
     t5.save_t5(model, tokenizer, tmp_path)
@@ -273,8 +274,8 @@ def test_an_unknown_task_is_named_with_those_held(saved):
         t5.load_t5(saved, task="mnli")
 
 
-@pytest.mark.parametrize("norm", [True, False])
-@pytest.mark.parametrize("method", ["adapters", "hyperformer", "hyperformer++", "meta"])
+@pytest.mark.parametrize("method, norm", quick.every(
+    3, ["adapters", "hyperformer", "hyperformer++", "meta"], [True, False]))
 def test_adapters_that_change_nothing_are_noticed(method, norm, tmp_path):
     model, tokenizer = attached(method=method, add_layer_norm_after_adapter=norm, conditional_layer_norm=True)
     t5.save_t5(model, tokenizer, tmp_path)

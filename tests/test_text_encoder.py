@@ -108,6 +108,7 @@ def test_two_files_of_one_split_are_refused_though_the_first_is_cached(tokenizer
         load()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tokenizer, tmp_path, monkeypatch):
     """Six times the rows: what Python and numpy hold grows by the numbers of each row, not by its texts."""
     peaks, encoder_memory = {}, 1 << 20

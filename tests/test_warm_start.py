@@ -14,6 +14,7 @@ from pathlib import Path
 
 import lifelong_data
 import pytest
+import quick
 import torch
 from scripts import contents, metrics, small
 from training_runs import refused_here
@@ -45,7 +46,7 @@ def run_train(files, out, *more, task="nlg", model="tiny-gpt2"):
     return out
 
 
-@pytest.fixture(scope="module", params=METHODS)
+@pytest.fixture(scope="module", params=quick.every(3, METHODS))
 def trained(request, files, tmp_path_factory):
     out = tmp_path_factory.mktemp("trained") / request.param
     return run_train(files, out, *METHODS[request.param], "--lr", "1e-2"), METHODS[request.param]

@@ -60,6 +60,10 @@ class Method(nn.Module):
         """Raise a `UserError` if the settings do not fit the model itself; arguments as of `check`, which knows only
         the family."""
 
+    @classmethod
+    def check_chain(cls, model, backbone, chain):
+        """Raise a `UserError` if tasks with the settings `chain` cannot be chained one after another."""
+
     def build(self, model, tasks):
         """Create the parameters for {task: settings}, in the order of tasks."""
         raise NotImplementedError

@@ -45,11 +45,17 @@ class Prompt(TaskModules):
 
     @classmethod
     def check_model(cls, model, backbone, settings):
-        longest, length = backbone.max_length(model.config), settings["prompt_length"]
-        # The prompt itself has the positions from 0 on, of which a learned table holds only so many.
-        if not backbone.encoder_decoder and not hasattr(model.base_model, "rotary_emb") and length > longest:
-            raise UserError(f"this {backbone.name} has {longest} positions", location=f"--prompt_length {length}",
-                            expected=f"at most {longest}", remedy="choose a shorter prompt")  # fmt: skip
+        cls.check_chain(model, backbone, [settings])
+
+    @classmethod
+    def check_chain(cls, model, backbone, chain):
+        longest, lengths = backbone.max_length(model.config), [settings["prompt_length"] for settings in chain]
+        # The prompts themselves have the positions from 0 on, of which a learned table holds only so many.
+        if not backbone.encoder_decoder and not hasattr(model.base_model, "rotary_emb") and sum(lengths) > longest:
+            together = f", and the last task reads the prompts of all {len(chain)}" * (len(chain) > 1)
+            raise UserError(f"this {backbone.name} has {longest} positions{together}",
+                            location=f"--prompt_length {max(lengths)}", expected=f"at most {longest // len(chain)}",
+                            remedy="choose a shorter prompt")  # fmt: skip
 
     def create(self, model, settings):
         table = model.get_input_embeddings().weight.detach()

@@ -40,8 +40,12 @@ class GenerativeReplay(Strategy):
         """The published name: share and seed."""
         return f"{settings.gen_lm_sample_percentage:g}_{settings.seed}"
 
+    # Seconds that drawing each earlier task's samples took; None where a run of an older version drew them.
+    generation_seconds = ()
+
     def before_task(self, seen, new):
         """Replayed rows of the earlier tasks."""
+        self.generation_seconds = []
         if not seen:
             return []
         from versatile.lifelong.replay import quotas
@@ -91,6 +95,7 @@ class GenerativeReplay(Strategy):
         with idist.one_rank_first():
             halving = HalvingOnOutOfMemory(sampling.batch_size, "samples generated at once", print_line=print_once)
             rows, report = halving.run(generate)
+        self.generation_seconds.append(report.get("seconds"))
         reasons = "".join(f", {n:,} rejected ({why})" for why, n in report["rejected"].items())
         print_once(f"{task}: {report['kept']:,} of {counted(count, 'generated sample')} kept{reasons}, "
                    f"{report['unfinished']:,} cut at the longest length; in {path}", flush=True)  # fmt: skip
@@ -100,6 +105,11 @@ class GenerativeReplay(Strategy):
             print_once(f"warning: nothing of {task} is replayed: no generated sample can be used; train for longer"
                        f"{lead}, or raise --gen_lm_sample_percentage", flush=True)  # fmt: skip
         return rows
+
+    def metrics(self):
+        """How long it took to draw the samples that the stage replayed."""
+        seconds = self.generation_seconds
+        return dict(generation_seconds=None if None in seconds else round(sum(seconds), 1))
 
     def generate(self, path, task, count, number, sampling):
         """(rows, report) of `load_or_generate`, with a progress bar."""
