@@ -160,7 +160,7 @@ demo_adapters() {
     echo "# --- one adapter per task, on the same frozen model"
     demo_train nlg $DEMO_NLG $DEMO_ADAPTER
     demo_train mt --task mt --dataset_path data/samples/mt.json --limit 200 $DEMO_ADAPTER
-    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 80 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
+    demo_train dialogue --task dialogue --dataset_path data/samples/dialogue.json --limit 40 --adapter_bottleneck 64 --lr 3e-3 --train_batch_size 8
     demo_evaluate nlg nlg
     demo_evaluate mt mt
     demo_evaluate dialogue dialogue
@@ -179,7 +179,7 @@ demo_distillation() {
 demo_together() {
     local at=runs/demo
     echo "# --- three tasks in one model, verified equal to the single-task models"
-    [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 20"
+    [ -f "$at/VLM/run.json" ] || echo "combine_all --checkpoints nlg=$at/nlg mt=$at/mt dialogue=$at/dialogue --output $at/VLM --proof_examples 2 --proof_tokens 10"
     echo "# --- its scores, in batches that mix the tasks"
     echo "evaluate_vlm --task all $DEMO_DECODING --samples 0 --model_checkpoint $at/VLM --output_dir results/demo/VLM" \
         "--data nlg=data/samples/nlg.json mt=data/samples/mt.json dialogue=data/samples/dialogue.json"
