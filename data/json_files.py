@@ -66,7 +66,8 @@ def iter_records(path, split):
             f"has no {' or '.join(map(repr, names))} split; its keys are: {listed(seen)}",
             location=path,
             expected=_TASK_FILE,
-            remedy="choose one of its splits, rename the key, or make the file with: python -m data.convert --help",
+            remedy="rename the key, or make the file with: python -m data.convert --help",
+            choice="choose one of its splits",
         )
 
 

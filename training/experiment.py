@@ -313,7 +313,7 @@ def missing_split(split):
     try:
         yield
     except MissingSplitError as error:
-        remedy = error.remedy.removeprefix("choose one of its splits, ")
+        remedy = error.data_remedy
         if split == "valid":
             remedy = f"train without a validation split: --no_validation; or {remedy}"
         raise UserError(error.found, location=error.location, expected=error.expected, remedy=remedy) from error

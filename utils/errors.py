@@ -35,7 +35,17 @@ class UserError(Exception):
 
 
 class MissingSplitError(UserError):
-    """Data without the split that was asked for."""
+    """Data without the split that was asked for.
+
+    Args:
+        found, more: as of `UserError`.
+        remedy: what to do about the data.
+        choice: what a script that reads one split of its own choice may do instead.
+    """
+
+    def __init__(self, found, *, remedy, choice=None, **more):
+        super().__init__(found, remedy=f"{choice}, {remedy}" if choice else remedy, **more)
+        self.data_remedy = remedy
 
 
 def brief(value, limit=60):
