@@ -15,8 +15,6 @@ the same file as an uninterrupted run; until then the outputs are kept in <outpu
 only once, except when sampling, where each gets its own text.
 """
 
-import contextlib
-import signal
 import sys
 from pathlib import Path
 
@@ -24,7 +22,7 @@ from versatile.data.listing import list_tasks
 from versatile.data.task_names import task_flag
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error, first_line
-from versatile.utils.interrupts import handling
+from versatile.utils.interrupts import stop_on_signals
 from versatile.utils.screen import shell_command
 
 
@@ -73,7 +71,11 @@ def main(argv=None):
     args.dataset_path = task.data_path(args.dataset_path)
     partial = check_output(args, task)
     flags.print_unused_decoding(p, args)
-    with stop_on_signals(partial, resume_command(Path(sys.argv[0]).name, sys.argv[1:] if argv is None else argv)):
+
+    def kept():
+        return f"the outputs so far are in {partial}" if partial.exists() else "there are no outputs yet"
+
+    with stop_on_signals(kept, resume_command(Path(sys.argv[0]).name, sys.argv[1:] if argv is None else argv)):
         distil(args, task, partial)
 
 
@@ -243,28 +245,6 @@ def next_command(args, task, options, teacher):
 def resume_command(script, argv):
     """The command that continues where this one stopped."""
     return shell_command(script, *(a for a in argv if a != "--restart"))
-
-
-class Stopped(BaseException):
-    """A stop signal was received."""
-
-
-@contextlib.contextmanager
-def stop_on_signals(partial, command):
-    """On SIGINT, SIGTERM or SIGHUP stop at once, print how to continue and exit with 128 + the signal's number."""
-
-    def stop(number, frame):
-        raise Stopped(number)
-
-    try:
-        with handling(stop):
-            yield
-    except Stopped as stopped:
-        number = stopped.args[0]
-        kept = f"the outputs so far are in {partial}" if partial.exists() else "there are no outputs yet"
-        sys.stdout.flush()
-        print(f"{signal.Signals(number).name}: {kept}. To resume:\n  {command}", flush=True)
-        raise SystemExit(128 + number) from None
 
 
 if __name__ == "__main__":

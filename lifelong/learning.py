@@ -44,6 +44,7 @@ from versatile.training.trainer import Trainer
 from versatile.utils import flags, plots
 from versatile.utils.errors import UserError
 from versatile.utils.files import remove_nested_leftovers, write_json
+from versatile.utils.interrupts import stop_on_signals
 from versatile.utils.screen import counted, shell_command
 from versatile.utils.settings import ALL_SPELLINGS
 
@@ -182,8 +183,22 @@ class Sequence:
     # ---- the sequence
 
     def train(self):
-        """Train every unfinished stage; the model is left as the last stage made it."""
-        stages = sequence.stages(self.args)
+        """Train every unfinished stage; the model is left as the last stage made it.
+
+        Raises:
+            SystemExit: 128 + the signal's number, on SIGINT, SIGTERM or SIGHUP; in training after a checkpoint was
+                saved, else at once.
+        """
+
+        def kept():
+            finished = " and ".join(self.progress.finished) or "nothing"
+            return f"{finished} is trained; what was begun between trainings is done again" if self.rank == 0 else None
+
+        with stop_on_signals(kept, self.command):
+            self.train_stages(sequence.stages(self.args))
+
+    def train_stages(self, stages):
+        """Train every unfinished one of {stage: names of its tasks}."""
         self.resume(list(stages))
         for number, (stage, names) in enumerate(stages.items()):
             if stage in self.progress.finished:

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import os
 import shutil
+import signal
 
 import pytest
 from lifelong_data import command, write
-from scripts import start
-from training_runs import error_of, trained
+from scripts import done, run, start, tensors
+from training_runs import different, error_of, trained
 from versatile.data.question_scores import texts
 from versatile.lifelong import replay, sequence, strategies
 from versatile.lifelong.matrix import Matrix, read_single_tasks, summary
@@ -40,6 +42,23 @@ def opened(argv):
     argv = list(map(str, argv))
     parser = train_lifelong.parser()
     return train_lifelong.open_sequence(parser.parse_args(argv), flags.typed_flags(train_lifelong.parser, argv))
+
+
+def stopped_while_samples_are_drawn():
+    """Make this process send itself SIGTERM when it begins to draw samples to replay."""
+    replay.generate_samples = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_between_trainings_says_how_to_go_on(data, tmp_path):
+    argv = command(data, tmp_path / "run", "lll", "--add_task_tokens", *QUICK)
+    job = start(SCRIPT, argv, tmp_path / "log", prepare=stopped_while_samples_are_drawn)
+    result = job.wait()
+    assert result.code == 128 + signal.SIGTERM and result.err == "", result.err
+    said = "SIGTERM: ag is trained; what was begun between trainings is done again. To resume:"
+    assert result.out.endswith(f"{said}\n  python train_lifelong.py --resume {tmp_path / 'run'}\n")
+    done(run(SCRIPT, ["--resume", tmp_path / "run"], tmp_path / "log"))
+    trained(command(data, tmp_path / "whole", "lll", "--add_task_tokens", *QUICK), tmp_path / "log", SCRIPT)
+    assert different(tensors(tmp_path / "run" / "sst"), tensors(tmp_path / "whole" / "sst")) == []
 
 
 def refusal(capsys, *argv):

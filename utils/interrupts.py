@@ -29,6 +29,33 @@ def handling(handler):
             signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
+class _Stopped(BaseException):
+    """A stop signal was received."""
+
+
+@contextlib.contextmanager
+def stop_on_signals(kept, command):
+    """On SIGINT, SIGTERM or SIGHUP stop at once, print how to continue and exit with 128 + the signal's number.
+
+    Args:
+        kept: called then; it returns what is said of the work so far, or None if this process is to say nothing.
+        command: the command that continues it.
+    """
+
+    def stop(number, frame):
+        raise _Stopped(number)
+
+    try:
+        with handling(stop):
+            yield
+    except _Stopped as stopped:
+        (number,) = stopped.args
+        sys.stdout.flush()
+        if (said := kept()) is not None:
+            print(f"{signal.Signals(number).name}: {said}. To resume:\n  {command}", flush=True)
+        raise SystemExit(128 + number) from None
+
+
 class Signals:
     """Context in which SIGINT, SIGTERM and SIGHUP let the current step finish; then the loop saves and exits.
 
