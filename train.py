@@ -46,7 +46,7 @@ def parser():
                       "0: only the embeddings; -1: train the whole model (default -1)")  # fmt: skip
     g = p.group("model")
     g.add_argument("--method", choices=method_flags.method_names(),
-                   help="adaptation method, with its published or default settings "
+                   help=f"adaptation method, with its published or default settings; {method_flags.ONLY_CLASSIFIERS} "
                         "(default: determined by --adapter_bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
     settings.add(p, "row_init")

@@ -82,7 +82,8 @@ def parser():
     g = p.group("model")
     g.add_argument("--method", nargs="+", type=for_each_task(method_name), default=[], metavar="[TASK=]NAME",
                    help="adaptation method, one for all tasks or one for each: "
-                        f"{', '.join(method_flags.method_names())} (default: bottleneck)")  # fmt: skip
+                        f"{', '.join(method_flags.method_names())}; {method_flags.ONLY_CLASSIFIERS} "
+                        "(default: bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
     settings.add(p, "row_init", "random_init")
     g.add_argument("--unfreeze_backbone", action="store_true", help="also train the backbone, as the original does")

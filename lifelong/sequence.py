@@ -65,7 +65,8 @@ def add_name_flags(parser):
                  help="freeze the backbone and train one adapter of this width, shared by all tasks, and the special "
                       "tokens' embeddings; 0: only the embeddings (default: train the whole model)")  # fmt: skip
     g.add_argument("--method", choices=method_flags.method_names(),
-                   help="adaptation method (default: determined by --adapter_bottleneck)")  # fmt: skip
+                   help=f"adaptation method; {method_flags.ONLY_CLASSIFIERS} "
+                        "(default: determined by --adapter_bottleneck)")  # fmt: skip
     method_flags.add_setting_flags(g)
     g.add_argument("--own_adapters", nargs="?", const=FRESH, choices=(FRESH, PREVIOUS),
                    help="with --method or --adapter_bottleneck N: train a separate adapter for each task, while the "

@@ -4,6 +4,7 @@ python -m pytest tests/test_classifier_methods.py
 """
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from versatile.adapters.backbones.family import backbone_of
 from versatile.adapters.manifest import peek
 from versatile.adapters.methods.base import are_separate, keyed_added_parameters
 from versatile.adapters.methods.registry import all_methods
-from versatile.training import grid
+from versatile.training import grid, method_flags
 from versatile.utils.errors import UserError
 
 SCRIPT, SAMPLES = "train_camtl", "data/samples/glue"
@@ -52,6 +53,7 @@ def evaluated(model, out, folder):
 
 def test_the_grid_shows_for_an_encoder_what_goes_here():
     assert {*OWNED, *SHARED, *WHOLE, *REFUSED} == {*all_methods(), "full"}
+    assert set(re.split(r", | and | are ", method_flags.ONLY_GENERATORS)) >= set(REFUSED)
     header, rows, _ = grid.methods_by_families()
     cells = {row[0].strip("`"): row[header.index("BERT")] for row in rows}
     assert {method for method, cell in cells.items() if cell == grid.FITS} == {*OWNED, *SHARED, *WHOLE}

@@ -8,6 +8,11 @@ from versatile.utils.errors import UserError
 WIDTH = "adapter_bottleneck"
 
 
+# For the help of scripts that train only models of one kind.
+ONLY_CLASSIFIERS = "conditional is for a BERT that classifies, in train_camtl.py"
+ONLY_GENERATORS = "prefix, prompt and task_embeddings are for models that generate"
+
+
 def method_names():
     """Values of --method; a component of the whole model, such as self-copy, is not a method."""
     return [FULL, *sorted(all_methods())]
