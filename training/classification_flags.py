@@ -71,7 +71,8 @@ def _data_and_model(p):
     g = p.group("model")
     g.add_argument("--method", choices=method_flags.method_names(),
                    help="adaptation method: full and conditional train the whole BERT, the others train adapters and "
-                        f"heads on a frozen one; {method_flags.ONLY_GENERATORS} (default: determined by --form)")  # fmt: skip
+                        f"heads on a frozen one; {method_flags.ONLY_GENERATORS} "
+                        "(default: determined by --form)")  # fmt: skip
     settings.add(p, "adapter_bottleneck", group=g.title, default=None,
                  help="adapter width of --method bottleneck")  # fmt: skip
     method_flags.add_setting_flags(g)
