@@ -15,7 +15,7 @@ import os
 
 import ijson
 from versatile.data.files import listed, open_bytes
-from versatile.data.json_text import LONGEST, WholeCharacters
+from versatile.data.json_text import LONGEST, WholeCharacters, repeated
 from versatile.utils.errors import MissingSplitError, UserError, brief
 
 _BLOCK = 1 << 16
@@ -252,6 +252,8 @@ def _build(event, value, events, location):
                 remedy="check how the file was made",
             )
         if type(top) is dict:
+            if key in top:
+                raise repeated(key, location)
             top[key] = value
         else:
             top.append(value)

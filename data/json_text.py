@@ -3,7 +3,8 @@
 import json
 import re
 
-from versatile.utils.errors import UserError
+from versatile.utils.errors import UserError, brief
+from versatile.utils.schema import RepeatedKeyError, unique_keys
 
 LONGEST = 1 << 26
 """Maximum bytes of a line, string or number, and maximum characters of a record; no text for a model is longer."""
@@ -19,6 +20,16 @@ _ESCAPES, _BYTES = re.compile(_PATTERN), re.compile(_PATTERN.encode())
 _HALF, _HALF_BYTES = 6, re.compile(_HIGH.encode())
 
 
+def repeated(key, location):
+    """The error for an object that gives a key twice: it would be unclear which value counts."""
+    return UserError(f"gives the key {brief(key)} twice", location=location, expected="each key once",
+                     remedy="remove one of them")  # fmt: skip
+
+
+# Made once, as making one takes longer than most lines.
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_keys)
+
+
 def _refuse(name, location):
     raise UserError(f"{name} is not JSON", location=location, expected="a number, a text or null",
                     remedy="write null where a value is missing")  # fmt: skip
@@ -28,15 +39,16 @@ def loads(text, location):
     """The value of a JSON text; half of a surrogate pair, which is not a character, becomes ``?``.
 
     Raises:
-        UserError: it is not JSON, or exceeds Python's limits (nesting, digits).
+        UserError: it is not JSON, gives a key of an object twice, or exceeds Python's limits (nesting, digits).
     """
     if "\\u" in text:
         text = _ESCAPES.sub(_whole, text)
     try:
-        # A decoder of its own only where it is needed, as making one takes longer than most lines.
         if "NaN" in text or "Infinity" in text:
-            return json.loads(text, parse_constant=lambda name: _refuse(name, location))
-        return json.loads(text)
+            return json.loads(text, parse_constant=lambda name: _refuse(name, location), object_pairs_hook=unique_keys)
+        return _DECODER.decode(text)
+    except RepeatedKeyError as error:
+        raise repeated(error.key, location) from error
     except RecursionError as error:
         raise UserError("is nested too deep", location=location, expected="an object of text fields",
                         remedy="check how it was written") from error  # fmt: skip

@@ -29,13 +29,14 @@ def split_file(folder, names, owner):
         owner: whose data these are, for error messages.
 
     Raises:
-        UserError: no such folder, no file with any of the names, or two with the same name.
+        UserError: no such folder, no file with any of the names, or two of one split.
     """
     if not Path(folder).is_dir():
         raise UserError("no such folder", location=folder, expected=f"a folder with the files of {owner}",
                         remedy="check the spelling of the path")  # fmt: skip
     paths = split_files(folder, names)
-    same = [path for path in paths if stem(path) == stem(paths[0])]
+    alike = next((names for names in SPLIT_NAMES.values() if paths and stem(paths[0]) in names), ())
+    same = [path for path in paths if stem(path) == stem(paths[0]) or stem(path) in alike]
     if len(same) > 1:
         raise UserError(f"has both {same[0].name} and {same[1].name}", location=folder, expected="one file per split",
                         remedy="remove one of them")  # fmt: skip
@@ -71,7 +72,7 @@ def read_rows(path):
     elif ending == "tsv":
         # As in GLUE: nothing is quoted, and only \n ends a row.
         lines = ((f"{path}:{line}", text.removesuffix("\n").removesuffix("\r")) for line, text in text_lines(path))
-        yield from _table(((location, text.split("\t")) for location, text in lines if text))
+        yield from _unquoted(_table(((location, text.split("\t")) for location, text in lines if text)))
     else:
         for location, record in _objects(path):
             if not isinstance(record, dict):
@@ -92,6 +93,18 @@ def _table(rows):
             raise wrong_length(row, header, location)
         else:
             yield location, dict(zip(header, row))
+
+
+def _unquoted(rows):
+    """The rows, unless a text is quoted as writers of csv do it: its quotes would be learned."""
+    for location, record in rows:
+        for name, text in record.items():
+            inner = text[1:-1]
+            if text[:1] == text[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
+                raise UserError(f"the {name!r} is quoted as in a csv file: {brief(text)}", location=location,
+                                expected="tsv, in which quotes are part of the text",
+                                remedy="write the file without quoting, or as .csv or .jsonl")  # fmt: skip
+        yield location, record
 
 
 def _objects(path):

@@ -236,10 +236,18 @@ def read_json_object(path, remedy="copy it again", location=None):
     return value
 
 
+class RepeatedKeyError(ValueError):
+    """A json object gives the key `key` more than once."""
+
+    def __init__(self, key):
+        self.key = key
+        super().__init__(f"the key {brief(key)} appears twice")
+
+
 def unique_keys(pairs):
     """A json object; a repeated key is an error, as it would be unclear which value counts."""
     result = dict(pairs)
     if len(result) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {brief(next(key for key in keys if keys.count(key) > 1))} appears twice")
+        raise RepeatedKeyError(next(key for key in keys if keys.count(key) > 1))
     return result
