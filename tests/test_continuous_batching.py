@@ -91,7 +91,8 @@ def test_other_families(kind, monkeypatch):
     check(*lively(*small(kind), dict.fromkeys(("nlg", "mt"), "lora")), monkeypatch)
 
 
-@pytest.mark.parametrize("backbone", quick.only(["tiny-t5"], ["tiny-gpt2", "tiny-t5"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-t5"])
 def test_tasks_of_several_methods(backbone, monkeypatch):
     methods = dict(zip(("nlg", "mt", "qa"), ("bottleneck", "prompt", "ia3")))
     check(*lively(*loading.load_backbone(backbone), methods), monkeypatch)
@@ -124,8 +125,7 @@ def test_what_generate_alone_can_do_goes_through_it():
     assert continuous_batching.is_supported(loading.load_backbone("tiny-t5")[0], Decoding())
 
 
-@pytest.mark.parametrize("backbone", ["tiny-gpt2", "tiny-llama"])
-@pytest.mark.parametrize("method", ["bottleneck", "prefix"])
+@pytest.mark.parametrize("method, backbone", quick.every(2, ["bottleneck", "prefix"], ["tiny-gpt2", "tiny-llama"]))
 def test_beams_of_prompts_that_are_read_once(backbone, method, monkeypatch):
     from versatile.training import decoding
 

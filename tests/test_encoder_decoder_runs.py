@@ -40,7 +40,7 @@ from versatile.utils.errors import UserError
 # ---- files
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick.only(["tiny-t5"], KINDS))
 @pytest.mark.parametrize("bottlenecks, freeze", [(BOTTLENECKS, True), (BOTTLENECKS, False), (dict(nlg=0, mt=0), True),
                                                  (None, True)])  # fmt: skip
 def test_a_saved_model_comes_back_bit_for_bit_with_nothing_typed(kind, bottlenecks, freeze, tmp_path):

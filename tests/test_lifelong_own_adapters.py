@@ -85,7 +85,7 @@ def start(data, out, mode, *more):
 # --- what is trained, what rests --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [(), ("--own_adapters", "previous")])
+@pytest.mark.parametrize("more", [(), pytest.param(("--own_adapters", "previous"), marks=pytest.mark.slow)])
 def test_learning_a_task_moves_its_adapter_and_the_shared_rows_alone(more, learnt, data, tmp_path):
     out = learnt("finetune", *more)
     _, learner = start(data, tmp_path, "finetune", *more)

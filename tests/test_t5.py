@@ -167,7 +167,7 @@ def test_generating_for_mixed_tasks_gives_what_each_row_alone_gives(method, beam
         assert torch.equal(mixed[row * beams : (row + 1) * beams], alone)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick.every(3, METHODS))
 def test_gradients_of_a_mixed_batch_are_the_sum_of_single_tasks(method):
     model, inputs = without_dropout(attached(method, unfreeze_layer_norms=True)).train(), batch()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -185,7 +185,7 @@ def test_gradients_of_a_mixed_batch_are_the_sum_of_single_tasks(method):
         torch.testing.assert_close(a, sum(b), atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick.every(3, METHODS))
 def test_gradient_checkpointing_changes_no_gradient_even_with_two_forwards_before_backward(method):
     model = without_dropout(attached(method, unfreeze_layer_norms=True)).train()
     parameters = [p for p in model.parameters() if p.requires_grad]

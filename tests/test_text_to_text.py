@@ -467,6 +467,7 @@ def test_folders_and_names_that_cannot_be_meant_are_refused(tmp_path):
             call()
 
 
+@pytest.mark.slow
 def test_real_glue_has_the_sizes_and_answers_of_its_files(shared_data):
     sizes = {}
     for name in ("rte", "cola", "mrpc", "stsb", "wnli", "sst2"):

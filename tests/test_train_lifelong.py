@@ -330,6 +330,7 @@ def test_a_bos_without_effect_is_refused(data, tmp_path, capsys):
     assert "--lead_bos" in cannot(capsys, *argv) and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_teachers_are_found_where_train_teachers_put_them(data, tmp_path, capsys):
     learn(capsys, *command(data, tmp_path / "one", "finetune", *QUICK, "--seq_distil", "--train_teachers"))
     teachers = tmp_path / "one" / "tiny-gpt2" / "teachers"

@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+import quick
 import torch
 from safetensors.torch import load_file
 from scripts import ROOT, run, run_as_user
@@ -204,7 +205,7 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quick.every(2, METHODS))
 def test_every_method_trains_and_reloads(tmp_path, method):
     short = dict(max_steps=2, eval_strategy="no", load_best_model_at_end=False, n_test=2, do_eval=False)
     small = dict(task_hidden_dim=8, projected_task_embedding_dim=8)

@@ -242,6 +242,7 @@ def test_one_task_alone_is_what_train_py_makes_of_it(files, tmp_path):
     assert not different(tensors(vlm), tensors(single))
 
 
+@pytest.mark.slow
 def test_the_seeds_command_runs_as_printed(tmp_path):
     """With data where the tasks look for them, and a backbone where `gpt2` is looked for."""
     from versatile.adapters.backbones import bundled
