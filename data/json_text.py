@@ -3,7 +3,7 @@
 import json
 import re
 
-from versatile.utils.errors import UserError, brief
+from versatile.utils.errors import UserError
 from versatile.utils.schema import RepeatedKeyError, unique_keys
 
 LONGEST = 1 << 26
@@ -11,6 +11,9 @@ LONGEST = 1 << 26
 
 MOST_DIGITS = 4300
 """Python's own limit for integers."""
+
+JSON_EXPECTED = "JSON"
+"""What the error for a text that is not JSON expects; a reader that knows more says more."""
 
 _DIGITS, _MANY_DIGITS = b"0123456789", re.compile(b"[0-9]{%d}" % (MOST_DIGITS + 1))
 _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -22,7 +25,7 @@ _HALF, _HALF_BYTES = 6, re.compile(_HIGH.encode())
 
 def repeated(key, location):
     """The error for an object that gives a key twice: it would be unclear which value counts."""
-    return UserError(f"gives the key {brief(key)} twice", location=location, expected="each key once",
+    return UserError(f"gives the key {key[:60]!r} twice", location=location, expected="each key once",
                      remedy="remove one of them")  # fmt: skip
 
 
@@ -54,7 +57,7 @@ def loads(text, location):
                         remedy="check how it was written") from error  # fmt: skip
     except json.JSONDecodeError as error:
         raise UserError(f"is not JSON: {error.msg}", location=location,
-                        expected="JSON", remedy="correct it there") from error  # fmt: skip
+                        expected=JSON_EXPECTED, remedy="correct it there") from error  # fmt: skip
     except ValueError as error:
         raise UserError(f"holds a number with too many digits ({str(error).split(';')[0]})", location=location,
                         expected="numbers of at most 4300 digits",

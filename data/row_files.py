@@ -4,7 +4,7 @@ from pathlib import Path
 
 from versatile.data.files import bare_csv_rows, fingerprint, open_bytes, text_lines, wrong_length
 from versatile.data.json_files import list_items
-from versatile.data.json_text import loads
+from versatile.data.json_text import JSON_EXPECTED, loads
 from versatile.utils.errors import MissingSplitError, UserError, brief
 
 EXTENSIONS = ("json", "jsonl", "csv", "tsv")
@@ -121,6 +121,8 @@ def _objects(path):
         try:
             value = loads(text, location)
         except UserError as error:
+            if error.expected != JSON_EXPECTED:
+                raise
             raise UserError(error.found, location=location, remedy=error.remedy,
                             expected="a list of objects, or one object per line") from error  # fmt: skip
         yield location, value

@@ -23,7 +23,7 @@ def test_a_row_that_gives_a_key_twice_is_refused(name, content, place, tmp_path)
     path.write_text(content)
     with pytest.raises(UserError, match=r"gives the key 'prompt'.* twice") as stopped:
         list(iter_records(path, "train") if name == "splits.json" else read_rows(path))
-    assert stopped.value.location == f"{path}{place}"
+    assert stopped.value.location == f"{path}{place}" and stopped.value.expected == "each key once"
 
 
 def test_a_tsv_quoted_as_csv_is_refused_and_other_quotes_are_text(tmp_path):
