@@ -325,9 +325,8 @@ def chain_tasks(model):
         UserError: together the prompts are longer than the model can read.
     """
     backbone = backbone_of(model.config, head=getattr(model, "head", "lm"))
-    for name in dict.fromkeys(method["method"] for method in model.info.methods.values()):
-        chain = [method for method in model.info.methods.values() if method["method"] == name]
-        get_method(name).load_class().check_chain(model, backbone, chain)
+    for name, tasks in _by_method(model.info.methods).items():
+        get_method(name).load_class().check_chain(model, backbone, list(tasks.values()))
     model.info.chained = model.router.chained = True
 
 
@@ -348,8 +347,16 @@ def check_methods(model, methods):
 
 def put_methods(model, methods):
     """Add the methods of tasks, {task: method}, to a model, one `put_method` call per method."""
-    for name in dict.fromkeys(method["method"] for method in methods.values()):
-        put_method(model, name, {task: method for task, method in methods.items() if method["method"] == name})
+    for name, tasks in _by_method(methods).items():
+        put_method(model, name, tasks)
+
+
+def _by_method(methods):
+    """{name: {task: method}} of {task: method}, in the order of tasks."""
+    result = {}
+    for task, method in methods.items():
+        result.setdefault(method["method"], {})[task] = method
+    return result
 
 
 def put_method(model, name, tasks):

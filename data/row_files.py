@@ -35,14 +35,15 @@ def split_file(folder, names, owner):
         raise UserError("no such folder", location=folder, expected=f"a folder with the files of {owner}",
                         remedy="check the spelling of the path")  # fmt: skip
     paths = split_files(folder, names)
-    alike = next((names for names in SPLIT_NAMES.values() if paths and stem(paths[0]) in names), ())
-    same = [path for path in paths if stem(path) == stem(paths[0]) or stem(path) in alike]
-    if len(same) > 1:
-        raise UserError(f"has both {same[0].name} and {same[1].name}", location=folder, expected="one file per split",
-                        remedy="remove one of them")  # fmt: skip
     if not paths:
         raise MissingSplitError(f"has no file of {owner} for {names[0]}", location=folder, remedy="add the file",
                                 expected=" or ".join(f"{name}.{FILE_NAMES}" for name in dict.fromkeys(names)))
+    first = stem(paths[0])
+    alike = next((names for names in SPLIT_NAMES.values() if first in names), (first,))
+    same = [path for path in paths if stem(path) in alike]
+    if len(same) > 1:
+        raise UserError(f"has both {same[0].name} and {same[1].name}", location=folder, expected="one file per split",
+                        remedy="remove one of them")  # fmt: skip
     return paths[0]
 
 
@@ -99,8 +100,7 @@ def _unquoted(rows):
     """The rows, unless a text is quoted as writers of csv do it: its quotes would be learned."""
     for location, record in rows:
         for name, text in record.items():
-            inner = text[1:-1]
-            if text[:1] == text[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
+            if '""' in text[1:-1] and text[0] == text[-1] == '"' and '"' not in text[1:-1].replace('""', ""):
                 raise UserError(f"the {name!r} is quoted as in a csv file: {brief(text)}", location=location,
                                 expected="tsv, in which quotes are part of the text",
                                 remedy="write the file without quoting, or as .csv or .jsonl")  # fmt: skip

@@ -46,8 +46,9 @@ def make_record(folder, known):
     reports = [read_report(sequence.stage_directory(folder, stage)) for stage in sequence.stages(known)]
     teachers = [read_report(teacher) for report in reports for teacher in report.get("teachers", ())]
     seconds = [report.get("seconds") for report in (*reports, *teachers)]
-    other = [report.get(name, 0 if name == "generation_seconds" else None) for report in reports
-             for name in ("generation_seconds", "after_task_seconds")]  # fmt: skip
+    other = [report.get("after_task_seconds") for report in reports]
+    # Only strategies that draw samples record the time of it.
+    other += [report.get("generation_seconds", 0) for report in reports]
     memory = [report.get("peak_memory_mb") for report in (*reports, *teachers)]
     stored = [report.get("stored_bytes") for report in reports]
     return dict(seed=known.seed, settings=decisive_flags(known),

@@ -247,7 +247,8 @@ def test_killed_and_resumed_is_the_uninterrupted_run(mode, more, kills, data, tm
         assert report(whole / task)["history"]["train"] == report(out / task)["history"]["train"]
 
 
-@pytest.mark.parametrize("mode", quick.only([], ["lll", "ewc", "gem"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["lll", "ewc", "gem"])
 def test_two_processes_learn_what_one_does(mode, data, tmp_path):
     how = dict(tasks=("ag", "sst"), model="tiny-llama")
     trained(arguments(data, tmp_path / "one", mode, **how), tmp_path / "log", SCRIPT)

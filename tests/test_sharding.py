@@ -47,7 +47,8 @@ def test_two_processes_that_hold_half_each_equal_one(kind, data, tmp_path):
     assert first + second == total and abs(first - second) < 0.02 * total
 
 
-@pytest.mark.parametrize("kind", quick.only([], WITH_DROPOUT))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", WITH_DROPOUT)
 def test_two_processes_that_hold_half_each_equal_two_that_hold_all(kind, data, tmp_path):
     in_two_processes(flags_of(kind, data, tmp_path / "whole", 2), tmp_path / "log")
     in_two_processes(flags_of(kind, data, tmp_path / "half", 2, "--fsdp"), tmp_path / "log")
@@ -70,7 +71,8 @@ def test_tasks_that_only_one_process_has_rows_of_are_trained_alike(tmp_path):
     close_runs(tmp_path / "one", tmp_path / "two")
 
 
-@pytest.mark.parametrize("kind", quick.only([], ("lora", "full")))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ("lora", "full"))
 def test_a_resumed_run_equals_one_that_was_not_stopped(kind, data, tmp_path):
     in_two_processes(flags_of(kind, data, tmp_path / "whole", 2, "--fsdp"), tmp_path / "log")
     out = tmp_path / "parts"

@@ -63,8 +63,10 @@ def replace_with_directory(path):
     path.mkdir()
 
 
-DAMAGES = [cut, zero, lambda path: path.unlink(), lambda path: path.write_bytes(b""), replace_with_directory,
-           lambda path: path.write_bytes(path.read_bytes() + b"\0")]  # fmt: skip
+DAMAGES = {
+    "cut": cut, "zeroed": zero, "gone": lambda path: path.unlink(), "emptied": lambda path: path.write_bytes(b""),
+    "a directory": replace_with_directory, "longer": lambda path: path.write_bytes(path.read_bytes() + b"\0"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind, damage", quick.every(3, ["json", "glue", "t5", "lifelong"], DAMAGES))
@@ -73,7 +75,7 @@ def test_an_entry_with_any_damaged_file_is_said_and_made_anew(kind, damage, toke
     (entry,) = tmp_path.iterdir()
     for name in sorted(path.name for path in entry.iterdir()):
         before = (entry / name).read_bytes()
-        damage(entry / name)
+        DAMAGES[damage](entry / name)
         if (entry / name).is_file() and (entry / name).read_bytes() == before:
             # Numbers that are all 0 anyway, as the end token's ids are with some tokenizers; an array without an item.
             continue

@@ -7,7 +7,6 @@ from versatile.utils.errors import UserError
 # Scripts define this flag themselves.
 WIDTH = "adapter_bottleneck"
 
-
 # For the help of scripts that train only models of one kind.
 ONLY_CLASSIFIERS = "conditional is for a BERT that classifies, in train_camtl.py"
 ONLY_GENERATORS = "prefix, prompt and task_embeddings are for models that generate"

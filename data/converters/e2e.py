@@ -1,6 +1,5 @@
 """e2e: restaurant descriptions from meaning representations."""
 
-
 from versatile.data.converters.base import (
     Report,
     data_format,
