@@ -1,4 +1,4 @@
-"""The text-to-text tasks: their wording, answers, splits, sources and scores."""
+"""The text-to-text tasks: their wording, answers, splits and scores."""
 
 import json
 import math
