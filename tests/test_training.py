@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -216,6 +218,22 @@ def test_resuming_after_any_step_repeats_the_run(stopped, tmp_path):
     assert result["history"] == expected["history"]
     assert [row["step"] for row in result["history"]["train"]] == list(range(1, 11))
     assert [row["step"] for row in result["history"]["valid"]] == [5, 10]
+
+
+def test_the_time_left_is_told_by_the_pace_since_the_run_was_resumed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("versatile.training.trainer.QUIET_SECONDS", -1)
+    options = dict(save_steps=1, log_every=1)
+    slow = trainer(tmp_path, **options)
+    slow.seconds = 1e6  # of a busy machine
+    slow.fit()
+    for late in sorted((tmp_path / "checkpoints").iterdir())[5:]:
+        shutil.rmtree(late)
+    capsys.readouterr()
+    again = trainer(tmp_path, **options)
+    again.fit()
+    assert again.seconds > 1e6
+    left = re.findall(r"about ([\d.]+) min left", capsys.readouterr().out)
+    assert len(left) == 5 and all(float(minutes) < 10 for minutes in left)
 
 
 def test_a_checkpoint_of_other_data_is_refused(tmp_path):

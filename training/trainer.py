@@ -83,7 +83,7 @@ class Trainer:
         # The history also holds the losses since the last point of the curve.
         self.history = {"train": [], "valid": []} | ({"since": []} if settings.mean_loss else {})
         self.stop, self.reporters, self.signals = None, None, Signals()
-        self._clock_start, self._logged, self._last_print = None, (0.0, 0), time.monotonic()
+        self._clock_start, self._logged, self._resumed, self._last_print = None, (0.0, 0), (0, 0.0), time.monotonic()
         # Output of the last step read, and the steps not read yet: (number, loss and gradient norm, tokens, rate).
         self.output, self._unread = dict(loss=0.0, ppl=1.0, lr=0.0, grad_norm=0.0), []
 
@@ -309,6 +309,7 @@ class Trainer:
             callback.before_training(self)
         first = self.restore()
         self._logged = (self.seconds, self.tokens)
+        self._resumed = (first, self.seconds)
         engine = Engine(self.step)
         engine.logger.disabled = True
         if self.rank0:
@@ -402,7 +403,9 @@ class Trainer:
             callback.on_log(step)
         if not sys.stderr.isatty() and time.monotonic() - self._last_print > QUIET_SECONDS:
             self._last_print = time.monotonic()
-            left = (self.total_steps - step) * self.seconds / step
+            # This process's pace: an interrupted run may go on on another machine, or an idle one.
+            first, before = self._resumed
+            left = (self.total_steps - step) * (self.seconds - before) / (step - first)
             self.print_line(f"step {step}/{self.total_steps}: {self.format_log(row)}, {speed:.0f} tokens/s, "
                             f"about {left / 60:.1f} min left")  # fmt: skip
 
