@@ -38,12 +38,14 @@ def _fill_tables():
     from versatile.adapters.backbones.family import all_backbones
     from versatile.adapters.methods.registry import all_methods
     from versatile.data.task import load_tasks
+    from versatile.training.runs import versions
 
     load_tasks()
     all_backbones()
     for method in all_methods().values():
         method.load_class()
     get_checkpoint_conversion_mapping("gpt2")
+    versions()
 
 
 _fill_tables()

@@ -6,6 +6,7 @@ is still a real process, with its own memory, signals and exit code.
 
 import contextlib
 import importlib
+import inspect
 import itertools
 import json
 import multiprocessing
@@ -66,7 +67,7 @@ def start(script, argv, folder, env=None, terminal=False, cwd=ROOT, prepare=None
     Args:
         prepare: called in the process before the script.
         pictures: whether the script's pictures are drawn, which takes as long as training a tiny model; else they are
-            blank.
+            blank, and only the names of what they are drawn from are checked.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in ("out", "err"):
@@ -117,7 +118,16 @@ def _run(script, argv, folder, environment, terminal, cwd, prepare, pictures):
 def _leave_pictures_blank():
     from matplotlib.figure import Figure
     from PIL import Image
+    from versatile.utils import plots
 
+    def blank(draw):
+        def save(*arguments, **named):
+            Image.new("L", (1, 1)).save(inspect.signature(draw).bind(*arguments, **named).arguments["path"])
+
+        return save
+
+    for name in ("learning_curve", "score_curve", "task_scores_curve", "data_seen"):
+        setattr(plots, name, blank(getattr(plots, name)))
     Figure.savefig = lambda figure, target, **_: Image.new("L", (1, 1)).save(target, "png")
 
 

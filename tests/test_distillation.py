@@ -362,7 +362,8 @@ def test_both_learns_the_teachers_distributions_on_its_own_texts(teacher, tmp_pa
     assert tensors(both) == tensors(word)
 
 
-@pytest.mark.parametrize("alpha", quick.every(2, [0.5, 1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.5, 1])
 def test_two_processes_learn_from_a_teacher_as_one_does(alpha, tmp_path):
     # Of 17 rows one is left for two processes in the end; tiny-llama has no dropout.
     data = small(tmp_path / "data.json", train=17, valid=3, test=1)

@@ -207,7 +207,8 @@ def test_a_student_learns_a_teachers_texts_and_distributions(data, tmp_path):
 # ---- runs
 
 
-@pytest.mark.parametrize("bottleneck", quick.every(2, [4, -1]))
+@pytest.mark.slow
+@pytest.mark.parametrize("bottleneck", [4, -1])
 def test_a_run_killed_and_resumed_equals_one_never_stopped(bottleneck, data, tmp_path):
     options = dict(model="tiny-t5", bottleneck=bottleneck, epochs=2)
     whole = learnt(short_run(data, tmp_path / "whole", "--save_steps", "1", **options))
@@ -287,6 +288,7 @@ def test_a_backbone_that_is_not_there_is_told_the_names_that_are(tmp_path):
         assert "tiny-t5" in here(script, ["--help"]).out
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_trains_with_twice_the_batch(tmp_path):
     # Dropout's randomness belongs to each process. Of 17 rows one is left for two processes in the end.
     model, tokenizer = backbones.load_backbone("tiny-t5")

@@ -141,7 +141,10 @@ def test_batched_beam_search_equals_one_by_one(model, bottleneck, lively):
     assert len(set(map(tuple, alone))) > 1
 
 
-@pytest.mark.parametrize("more", [{}, dict(num_beams=3), dict(no_sample=False, temperature=9.0, top_p=1.0)])
+SAMPLED = dict(no_sample=False, temperature=9.0, top_p=1.0)
+
+
+@pytest.mark.parametrize("more", quick.only([SAMPLED], [{}, dict(num_beams=3), SAMPLED]))
 @pytest.mark.parametrize("model, bottleneck", quick.only([("tiny-llama", 16)], MODELS))
 def test_no_special_token_but_the_tasks_own_end_is_ever_produced(model, bottleneck, more, lively, monkeypatch):
     model, tokenizer, prompts, eos = lively(model, bottleneck)

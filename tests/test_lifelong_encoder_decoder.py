@@ -84,7 +84,7 @@ def test_answers_and_their_probabilities_are_those_of_the_plain_model(lamol):
     assert len(texts) == 4
 
 
-@pytest.mark.parametrize("name", quick.every(5, STRATEGIES))
+@pytest.mark.parametrize("name", quick.every(10, STRATEGIES))
 def test_every_strategy_trains_it_and_it_is_evaluated(name, data, tmp_path):
     more = {"ewc": ("--reg_lambda", 1000), "mas": ("--reg_lambda", 1e8)}.get(name, ())
     out = trained(data, tmp_path / "run", name, "--n_train_epochs", 1, *more)

@@ -230,9 +230,10 @@ def test_directories_of_their_own_and_old_ones_as_they_were(learnt):
         (out / "run.json").write_text(json.dumps(record))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode, more, kills", [
     ("finetune", ("--own_adapters", "previous"), ("ag/checkpoints/step_*2", "rnnlg.tv/checkpoints/step_*3")),
-    pytest.param("gem", (), ("ag/memory.json", "rnnlg.tv/checkpoints/step_*4"), marks=pytest.mark.slow),
+    ("gem", (), ("ag/memory.json", "rnnlg.tv/checkpoints/step_*4")),
 ])  # fmt: skip
 def test_killed_and_resumed_is_the_uninterrupted_run(mode, more, kills, data, tmp_path):
     # In a process like those that are killed: with the same number of threads, sums have the same order.

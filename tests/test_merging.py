@@ -118,7 +118,7 @@ def test_the_weights_of_two_loras_act_as_help_says(tmp_path):
     assert "the mean of two LoRAs has the weights 0.25 0.25" in help_of_weights
 
 
-@pytest.mark.parametrize("merge", quick.every(4, combine_all.MERGES))
+@pytest.mark.parametrize("merge", quick.every(8, combine_all.MERGES))
 def test_adapters_of_one_task_become_one_that_is_scored(runs, merge, tmp_path, capsys):
     kind, runs = runs
     given = [f"nlg={run}" for run in runs]

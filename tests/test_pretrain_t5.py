@@ -166,6 +166,7 @@ def test_pretraining_learns_and_is_taken_by_train_t5(tmp_path):
     assert tokenizer("a").input_ids[-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     # With its usual epsilon AdamW takes a whole step even where a gradient is only rounding error.

@@ -90,7 +90,7 @@ def resumed(script, out, text, capsys):
 
 
 @pytest.mark.parametrize("values", quick.only([1], [1, 4]))
-@pytest.mark.parametrize("script", quick.every(2, SCRIPTS), ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", quick.every(3, SCRIPTS), ids=lambda script: script.__name__)
 def test_a_damaged_flag_is_one_message_or_has_no_effect(script, values, tmp_path, capsys):
     record, draw = begun(script, tmp_path), random.Random(script.__name__)
     assert resumed(script, tmp_path, json.dumps(record), capsys)

@@ -74,7 +74,9 @@ def check(text_model, rows, monkeypatch):
     joined, join = [], RowBatch.join
     monkeypatch.setattr(RowBatch, "join", lambda batch, other: joined.append(len(other.rows)) or join(batch, other))
     for size in (1, 3, 6, 50):
-        assert by_coming_and_going(text_model, rows, size, monkeypatch) == expected, size
+        count = 8 if size == 1 else len(rows)
+        found = by_coming_and_going(text_model, rows[:count], size, monkeypatch)
+        assert found == {i: expected[i] for i in range(count)}, size
     assert len(joined) > 3, "no row was refilled"
     return expected
 

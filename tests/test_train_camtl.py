@@ -55,7 +55,7 @@ def whole(bert, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "whole"
     argv = command(bert, out, "--use_mt_uncertainty", "--do_predict", "--freeze_encoder_layers", "0-0",
                    "--weight_decay", 0.5, "--save_steps", 3, tasks=("mnli", *TASKS))  # fmt: skip
-    trained(argv, out.parent / "log", SCRIPT)
+    trained(argv, out.parent / "log", SCRIPT, pictures=True)
     return out, argv
 
 
@@ -81,6 +81,7 @@ def test_a_run_leaves_model_scores_curves_and_what_was_seen(whole):
         "data_seen.json",
         "parameters.json",
     } <= names
+    assert all((out / name).stat().st_size > 1000 for name in ("learning_curve.png", "data_seen.png"))
     assert any(name.startswith("events.") for name in names) and not [n for n in names if n.endswith(".part")]
     found = metrics(out)
     # 16 rows per task in batches of 8, four tasks: int(2 · 4 · 1) steps per epoch.

@@ -44,7 +44,7 @@ def stages(mode, out):
     return [out] if mode in ("multitask", "multilm") else [out / "ag", out / "sst"]
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", quick.every(2, MODES))
 def test_every_mode_leaves_a_model_after_each_task_and_each_epoch(mode, learnt):
     out = learnt(mode)
     finished = json.loads((out / "sequence.json").read_text())["finished"]

@@ -18,9 +18,9 @@ def short_run(data, out, *more, model="tiny-gpt2", bottleneck=4, task="nlg", bat
             "--lr", "5e-3", "--fp32", "--output_dir", out, *more]  # fmt: skip
 
 
-def trained(argv, folder, script="train"):
+def trained(argv, folder, script="train", pictures=False):
     """Run a training script to its end; returns the run directory."""
-    result = run(script, argv, folder)
+    result = run(script, argv, folder, pictures=pictures)
     assert result.code == 0, result.err
     return argv[argv.index("--output_dir") + 1]
 

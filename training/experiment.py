@@ -448,16 +448,17 @@ def run_training(trainer):
     return result
 
 
-def write_results(run, metrics, subject, draw=plots.learning_curve):
+def write_results(run, metrics, subject, draw=None):
     """Write metrics.json and learning_curve.png in the first process.
 
     Args:
         metrics: including the `history`.
         subject: what was trained, for the title.
-        draw: a function of `utils.plots`.
+        draw: a function of `utils.plots`; None: `learning_curve`.
     """
     if idist.get_rank() == 0:
         run.write_metrics(metrics)
+        draw = draw or plots.learning_curve
         draw(run.directory / "learning_curve.png", metrics["history"], f"{subject}: {run.directory.name}")
 
 

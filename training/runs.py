@@ -9,6 +9,7 @@
         learning_curve.png, events.*  (TensorBoard)
 """
 
+import functools
 import os
 import platform
 import re
@@ -420,16 +421,20 @@ def trained_on(directory, task):
 
 
 def versions():
-    """{library: version} of the libraries that affect the results."""
+    """{library: version} of Python and the libraries that affect the results; None: not installed."""
+    libraries = ("torch", "transformers", "tokenizers", "pytorch-ignite", "numpy", "sacrebleu", "safetensors")
+    return dict(python=platform.python_version(), **{name: installed_version(name) for name in libraries})
+
+
+@functools.cache
+def installed_version(name):
+    """The version of an installed distribution; None if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version
 
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "transformers", "tokenizers", "pytorch-ignite", "numpy", "sacrebleu", "safetensors"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    return versions
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def refuse_elsewhere(typed_flags, directory):

@@ -466,5 +466,8 @@ class Trainer:
 
 def seed_step(seed, step, rank):
     """Make torch's randomness a function of (seed, step, rank), so that no generator state needs saving."""
-    value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0])
-    torch.manual_seed(value >> 1)
+    value = int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0]) >> 1
+    # torch.manual_seed would also record the stack for each kind of accelerator that is not in use, at every step.
+    torch.default_generator.manual_seed(value)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(value)

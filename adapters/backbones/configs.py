@@ -102,9 +102,10 @@ def check_size(config, folder, build, location):
     """
     import torch
     from safetensors import SafetensorError, safe_open
+    from transformers.initialization import no_init_weights
 
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), no_init_weights():
             shapes = {name: list(tensor.shape) for name, tensor in build(config).state_dict().items()}
     except Exception as error:
         # A model's constructor raises many kinds of errors on an inconsistent config.
