@@ -104,7 +104,8 @@ def _by_tokens(sizes, max_tokens, world):
 
 def _shares(counts, temperature):
     """How many examples of each task make up an epoch: at least one of each, `sum(counts)` in total."""
-    weights = np.array(counts) ** (1 / temperature)
+    # Relative to the largest, as a power of a size itself may be more than a number can hold.
+    weights = (np.array(counts) / max(counts)) ** (1 / temperature)
     exact = sum(counts) * weights / weights.sum()
     shares = np.maximum(np.floor(exact).astype(int), 1)
     # What rounding down left over goes to the tasks that lost most by it.

@@ -9,6 +9,8 @@ consists of the sentinels, each followed by the tokens it replaced:
 Every row's corruption depends only on (seed, epoch, row).
 """
 
+import bisect
+
 import numpy as np
 import torch
 from versatile.data.plain_text import text_ids
@@ -68,14 +70,20 @@ def corrupt(ids, mask, sentinels, eos):
 
 def lengths(limit, density, mean_span):
     """(longest sequence, length of its target) whose input has at most `limit` tokens, including the end token."""
-    length = 2
-    while True:
-        noise, spans = counts(length + 1, density, mean_span)
-        if length + 1 - noise + spans + 1 > limit:
-            break
-        length += 1
-    noise, spans = counts(length, density, mean_span)
-    return length, noise + spans + 1
+    def input_length(length):
+        noise, spans = counts(length, density, mean_span)
+        return length - noise + spans + 1
+
+    if input_length(2) > limit:
+        raise UserError(f"{limit} tokens hold no corrupted sequence", location="--max_source_length",
+                        expected=f"{input_length(2)} or more")  # fmt: skip
+    longest = 2
+    while input_length(2 * longest) <= limit:
+        longest *= 2
+    # The input grows with the sequence.
+    longest += bisect.bisect_right(range(longest + 1, 2 * longest), limit, key=input_length)
+    noise, spans = counts(longest, density, mean_span)
+    return longest, noise + spans + 1
 
 
 def sentinels_of(tokenizer):

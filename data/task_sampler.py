@@ -64,6 +64,9 @@ class MultiTaskBatchSampler:
     def probabilities(self):
         """p of every task, double [tasks]."""
         weights = np.array([size / sum(self.sizes) for size in self.sizes]) ** (1.0 / (self.temperature or 1.0))
+        if not weights.any():
+            # So low a temperature leaves the largest alone, and numbers below what a float holds.
+            weights = (np.array(self.sizes) == max(self.sizes)).astype(float)
         return torch.as_tensor(weights / weights.sum(), dtype=torch.double)
 
     def draws(self, epoch):

@@ -244,6 +244,7 @@ class StageRun(Run):
 
     def save_checkpoint(self, step, state, save_model):
         """As in `Run`; at the end of an epoch, also write its model, to which the checkpoint's files are links."""
+        self.refuse_gone()
         number, within = divmod(step, self.epoch_steps)
         if not within:
             logged = state["history"]["train"]

@@ -275,6 +275,14 @@ class Lengths:
         return len(self.lengths)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [0.001, 1e-320])
+def test_at_the_lowest_temperature_all_but_one_example_are_of_the_largest_task(temperature):
+    splits = {name: Lengths([5] * n) for name, n in (("small", 20), ("large", 30))}
+    drawn = Batches(splits, {"small": 0, "large": 1}, 0, 100, temperature=temperature, batch_size=3)
+    assert np.bincount(drawn.owners(drawn.plan(0).order)).tolist() == [1, 50]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 40), min_size=2, max_size=4), st.sampled_from([0.5, 2.0, 5.0, float("inf")]))
 def test_tasks_are_drawn_as_the_temperature_says_and_none_twice_before_all_came_once(sizes, temperature):

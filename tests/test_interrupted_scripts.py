@@ -5,6 +5,7 @@ The loop's promises for every moment, file and number of processes are tested in
 
 import functools
 import json
+import re
 import signal
 
 import lifelong_data
@@ -63,6 +64,8 @@ SCRIPTS = {
     # It is stopped in its second task.
     train_lifelong: (3, 6, ("sequence.json",)),
 }
+# The number of the last save, of the first task's in a sequence.
+LAST = {train: 12, train_lifelong: 6}
 
 
 @pytest.mark.parametrize("command", quick.only([train_t5, train_camtl], SCRIPTS), ids=lambda command: command.__name__)
@@ -83,6 +86,21 @@ def test_a_script_killed_stopped_and_resumed_equals_one_never_disturbed(command,
     result = run(script, ["--resume", out], log)
     assert result.code == 0, result.err
     assert_same_results(whole, out, files)
+
+
+@pytest.mark.parametrize("command", [train, train_lifelong], ids=lambda command: command.__name__)
+def test_a_signal_while_the_last_checkpoint_is_saved_stops_before_anything_else(command, tmp_path):
+    """In a sequence, before the next task."""
+    script, (folder, out, log) = command.__name__, (tmp_path / name for name in ("data", "run", "log"))
+    folder.mkdir()
+    argv = command(folder, out)
+    result = start(script, argv, log, prepare=functools.partial(signal_at_save, signal.SIGTERM, LAST[command])).wait()
+    assert result.code == 128 + signal.SIGTERM, (result.out, result.err)
+    said = re.search(r"SIGTERM: saved after step (\d+) of (\d+). To resume:", result.out)
+    assert said[1] == said[2]
+    assert not list(out.rglob("*metrics.json")) and not (out / "sst" / "checkpoints").exists()
+    result = run(script, ["--resume", out], log)
+    assert result.code == 0 and (script == "train_lifelong" or (out / "metrics.json").exists()), result.err
 
 
 def assert_same_results(one, other, files):

@@ -20,6 +20,7 @@ from versatile.data.span_corruption import (
     lengths,
     noise_mask,
 )
+from versatile.utils.errors import UserError
 
 SENTINELS, EOS = list(range(999, 899, -1)), 1
 SHAPES = dict(
@@ -80,12 +81,21 @@ def test_fifteen_percent_in_spans_of_three_fill_an_input_of_512():
     assert lengths(512, 0.15, 3.0) == (568, 114)
 
 
+def test_a_limit_is_reached_without_counting_up_to_it_or_refused():
+    assert lengths(2**31 - 1, 0.15, 3.0) == (2386092940, 477218589)
+    assert lengths(3, 0.15, 3.0) == (2, 3)
+    with pytest.raises(UserError, match="--max_source_length: 2 tokens hold no corrupted sequence"):
+        lengths(2, 0.15, 3.0)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.integers(4, 300), st.floats(0.05, 0.6), st.floats(1, 6))
 def test_inputs_are_as_long_as_they_may_be_and_no_longer(limit, density, span):
     length, target = lengths(limit, density, span)
     noise, spans = counts(length, density, span)
     assert length - noise + spans + 1 <= limit and target == noise + spans + 1
+    noise, spans = counts(length + 1, density, span)
+    assert length + 1 - noise + spans + 1 > limit
 
 
 def test_corruption_depends_on_seed_epoch_and_row_alone():
@@ -197,7 +207,7 @@ def test_bad_input_is_one_message(tmp_path):
         (dict(validation_share=1e-6), ["validation_share", "--validation_files"]),
         (dict(tasks=["rte,mrpc"]), ["rte,mrpc", "separate the names with spaces"]),
         (dict(train_files=None), ["no text", "--train_files"]),
-        (dict(noise_density=1.5), ["noise_density", "between 0 and 1"]),
+        (dict(noise_density=1.5), ["noise_density", "between 0 and 0.95"]),
         (dict(freeze_encoder=True), ["freeze_encoder", "train_t5.py"]),
         (dict(per_device_train_batch_size=5000), ["less than one batch"]),
     ):

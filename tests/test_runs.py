@@ -35,6 +35,19 @@ def test_a_run_is_made_once_and_opened_again(a_run):
         Run.create(a_run.directory, {})
 
 
+def test_a_directory_that_is_gone_is_not_made_again(a_run, tmp_path):
+    a_run.bind(None)
+    a_run.save_checkpoint(1, dict(step=1), save_text("1"))
+    a_run.directory.rename(tmp_path / "elsewhere")
+    save = save_text("2")
+    for write in (lambda: a_run.save_checkpoint(2, {}, save), lambda: a_run.save_best(save),
+                  lambda: a_run.write_metrics({})):  # fmt: skip
+        with pytest.raises(UserError, match="removed, renamed or emptied"):
+            write()
+        assert not a_run.directory.exists()
+    assert Run(tmp_path / "elsewhere").saved_steps() == [1]
+
+
 @pytest.mark.parametrize("name", ["step_1_try", "step_00000001", "checkpoint-9"])
 def test_a_run_may_be_called_like_a_checkpoint(name, tmp_path):
     folder = tmp_path / name

@@ -35,6 +35,7 @@ def test_temperature_goes_from_the_sizes_to_an_even_share_and_zero_is_by_size():
     assert p[0] == p[1] == [0.9, 0.1]
     assert p[10] == pytest.approx([9**0.1 / (9**0.1 + 1), 1 / (9**0.1 + 1)])
     assert p[math.inf] == [0.5, 0.5]
+    assert MultiTaskBatchSampler([900, 100], 10, 1e-320).probabilities().tolist() == [1, 0]
 
 
 SHAPES = st.integers(1, 4).flatmap(

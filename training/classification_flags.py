@@ -101,7 +101,7 @@ def _actions(p):
 
 def _training(p):
     settings.add(p, "lr", default=5e-5)
-    settings.add(p, "n_epochs", type=flags.rate, default=3.0, help="number of epochs; may be a fraction")
+    settings.add(p, "n_epochs", type=flags.epochs, default=3.0, help="number of epochs; may be a fraction")
     settings.add(p, "max_steps", type=flags.count_or_none, default=-1,
                  help="above 0: number of optimizer steps, overriding the epochs")  # fmt: skip
     settings.add(p, "train_batch_size", "valid_batch_size", default=8)

@@ -58,9 +58,9 @@ class Decoding:
 
 
 _SETTINGS = schema.Record(fields=dict(
-    no_sample=schema.Flag(), num_beams=schema.Whole(1), temperature=schema.Number(1e-6), top_k=schema.Whole(),
+    no_sample=schema.Flag(), num_beams=schema.Whole(1), temperature=schema.Number(1e-6, 1e6), top_k=schema.Whole(),
     top_p=schema.Number(1e-6, 1), max_length=schema.Whole(1), min_length=schema.Whole(), batch_size=schema.Whole(1),
-    seed=schema.Whole(), length_penalty=schema.Number(),
+    seed=schema.Whole(), length_penalty=schema.Number(-100, 100),
 ), closed=True)  # fmt: skip
 
 

@@ -89,13 +89,14 @@ class Run:
 
     Attributes:
         files, data_key, resume_command, events_folder, backbone: see `bind`.
+        is_recorded: whether the directory had a run.json when training was set up.
     """
 
     def __init__(self, directory, keep=3):
         self.directory, self.keep = Path(directory), keep
         self.checkpoints = self.directory / "checkpoints"
         self.files, self.data_key, self.resume_command, self.events_folder = None, "", "", self.directory
-        self.backbone = None
+        self.backbone, self.is_recorded = None, False
 
     def bind(self, files, data_key="", resume_command="", events_folder=None, backbone=None):
         """Set what is trained in it; returns the run.
@@ -111,7 +112,15 @@ class Run:
         """
         self.files, self.data_key, self.resume_command, self.backbone = files, data_key, resume_command, backbone
         self.events_folder = Path(events_folder or self.directory)
+        self.is_recorded = (self.directory / "run.json").is_file()
         return self
+
+    def refuse_gone(self):
+        """Raise a `UserError` if the directory was removed, renamed or emptied since training was set up."""
+        if self.is_recorded and not (self.directory / "run.json").is_file():
+            raise UserError("this run's directory was removed, renamed or emptied while it was training",
+                            location=self.directory, expected="the run.json that training began with",
+                            remedy="resume the run where it is now; if it is nowhere, start it again")  # fmt: skip
 
     @classmethod
     def create(cls, directory, record, keep=3):
@@ -187,6 +196,7 @@ class Run:
         """
         import torch
 
+        self.refuse_gone()
         # There may already be one of this step, if it could not be read and the run resumed from an earlier one.
         with atomic_directory(self.checkpoint(step)) as temporary:
             save_model(temporary)
@@ -236,6 +246,7 @@ class Run:
 
     def save_best(self, save_model):
         """Replace the model files in the run directory, moving each complete file into place."""
+        self.refuse_gone()
         with disk_errors(self.directory):
             with atomic_directory(self.directory / ".best") as temporary:
                 save_model(temporary)
@@ -245,6 +256,7 @@ class Run:
 
     def write_metrics(self, metrics):
         """Write metrics.json, and add the scores to README.md."""
+        self.refuse_gone()
         write_json(self.directory / "metrics.json", metrics)
         write_model_card(self.directory, stored_record(self.directory), metrics)
 

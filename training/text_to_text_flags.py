@@ -202,7 +202,7 @@ def add_training(p):
     """Add the flags of both scripts that come from transformers' training arguments and from the original."""
     g = p.group("training")
     settings.add(p, "lr", default=5e-5)
-    settings.add(p, "n_epochs", type=flags.rate, default=3.0, help="number of epochs; may be a fraction")
+    settings.add(p, "n_epochs", type=flags.epochs, default=3.0, help="number of epochs; may be a fraction")
     settings.add(p, "max_steps", type=count_or_all, default=-1, help="number of steps, overriding the epochs; -1: none")
     settings.add(p, "train_batch_size", "valid_batch_size", default=8)
     settings.add(p, "gradient_accumulation_steps", "lr_scheduler_type", "lr_scheduler_kwargs")
@@ -275,7 +275,8 @@ def build_pretraining_parser(doc):
     g.add_argument("--n_train", type=count_or_all, default=-1, help="texts of each task; -1: all")
     settings.add(p, "max_source_length", default=512,
                  help="tokens of an input, including sentinels and end token")  # fmt: skip
-    g.add_argument("--noise_density", type=between(0, 1), default=0.15, help="share of tokens that are noise")
+    g.add_argument("--noise_density", type=between(0, 0.95), default=0.15,
+                   help="share of tokens that are noise")  # fmt: skip
     g.add_argument("--mean_noise_span_length", type=one_or_more, default=3.0, help="mean length of a noise span")
     add_data_seed(p, "random seed of the order, the corruption and the validation share")
     add_model(p)

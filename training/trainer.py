@@ -325,6 +325,9 @@ class Trainer:
         if first < self.total_steps and self.stop != "early":
             with self.signals:
                 self._run(engine, first)
+            # The signal may have come while the last checkpoint was saved.
+            if not isinstance(self.stop, int) and (caught := self._caught()):
+                self._stop_on(caught, engine.state.iteration)
         if self.reporters:
             self.reporters.close()
         if isinstance(self.stop, int):
@@ -428,14 +431,17 @@ class Trainer:
         if save_due or caught:
             self.save(step)
         if caught:
-            self.stop = caught
-            name = signal.Signals(caught).name
-            command = self.run.resume_command
-            self.print_line(f"{name}: saved after step {step} of {self.total_steps}. To resume:\n  {command}")
+            self._stop_on(caught, step)
         if caught or done or self.stop == "early":
             engine.terminate()
         # Validation and saving do not count as training time.
         self._clock_start = time.monotonic()
+
+    def _stop_on(self, number, step):
+        """Stop because of a signal, with everything up to `step` saved."""
+        self.stop, name = number, signal.Signals(number).name
+        command = self.run.resume_command
+        self.print_line(f"{name}: saved after step {step} of {self.total_steps}. To resume:\n  {command}")
 
     def _caught(self):
         """The signal caught by any process, or 0."""

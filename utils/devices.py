@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import resource
 import shutil
 import sys
@@ -129,9 +130,9 @@ def peak_memory_mb(device=None):
 
 def out_of_memory(error):
     """Whether an exception means that the GPU's or the machine's memory is exhausted."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    torch = sys.modules.get("torch")
+    on_gpu = torch is not None and isinstance(error, torch.OutOfMemoryError)
+    return on_gpu or isinstance(error, MemoryError) or bool(re.search("(can't|Cannot) allocate memory", str(error)))
 
 
 def need_compiler(device):

@@ -4,6 +4,7 @@ Checks of user input raise `UserError`; a script's `main` runs under `exit_on_us
 the error without a traceback and exits with code 2, or with 130 after Ctrl-C.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -11,7 +12,7 @@ import re
 import signal
 import sys
 
-from versatile.utils import screen
+from versatile.utils import interrupts, screen
 
 
 class UserError(Exception):
@@ -116,14 +117,34 @@ def _missing_package(error):
                      remedy=f'pip install "versatile-lm[{EXTRAS[name]}]", or in a checkout ./run.sh setup')  # fmt: skip
 
 
+def _out_of_memory(error):
+    """A `UserError` if memory is exhausted, where nothing closer to the cause has said so, else None."""
+    from versatile.utils.devices import out_of_memory
+
+    if not out_of_memory(error):
+        return None
+    return UserError(f"out of memory: {first_line(error)}",
+                     remedy="lower what the size of the work depends on: batch sizes, beams, lengths, the sizes of "
+                            "adapters, the model")  # fmt: skip
+
+
+def _main(main, args, kwargs):
+    # Processes that torchrun started stop each other: one that waits in another's collective could not clean up.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    with interrupts.raising_on_termination() if alone else contextlib.nullcontext():
+        return main(*args, **kwargs)
+
+
 def _run(main, args, kwargs):
     try:
         try:
-            return main(*args, **kwargs)
+            return _main(main, args, kwargs)
         except ModuleNotFoundError as error:
             raise _missing_package(error) or error
         except (OSError, ValueError) as error:
-            raise _impossible_name(error) or error
+            raise _impossible_name(error) or _out_of_memory(error) or error
+        except (RuntimeError, MemoryError) as error:
+            raise _out_of_memory(error) or error
     except UserError as error:
         sys.stdout.flush()
         # Under torchrun every process meets the same error: one message is enough.
@@ -135,6 +156,11 @@ def _run(main, args, kwargs):
         if os.environ.get("RANK", "0") == "0" or not re.search("[Cc]onnection (closed|reset)", str(error)):
             raise
         sys.exit(2)
+    except interrupts.Stopped as stopped:
+        (number,) = stopped.args
+        sys.stdout.flush()
+        print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+        sys.exit(128 + number)
     except KeyboardInterrupt:
         sys.stdout.flush()
         if os.environ.get("RANK", "0") == "0":

@@ -14,13 +14,17 @@ def stopping_signals():
 
 
 @contextlib.contextmanager
-def handling(handler):
+def handling(handler, numbers=None):
     """Context in which `handler(number, frame)` receives the signals that ask the process to stop; in a thread other
-    than the main one, to which Python delivers signals, it receives none."""
+    than the main one, to which Python delivers signals, it receives none.
+
+    Args:
+        numbers: the signals; None: all `stopping_signals`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    old = {number: signal.signal(number, handler) for number in stopping_signals()}
+    old = {number: signal.signal(number, handler) for number in (stopping_signals() if numbers is None else numbers)}
     try:
         yield
     finally:
@@ -29,8 +33,17 @@ def handling(handler):
             signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
-class _Stopped(BaseException):
-    """A stop signal was received."""
+class Stopped(BaseException):
+    """A stop signal was received; its number is the only argument."""
+
+
+def _raise_stopped(number, frame):
+    raise Stopped(number)
+
+
+def raising_on_termination():
+    """Context in which SIGTERM and SIGHUP raise `Stopped`, so that what is half-written is removed, as on Ctrl-C."""
+    return handling(_raise_stopped, [number for number in stopping_signals() if number != signal.SIGINT])
 
 
 @contextlib.contextmanager
@@ -41,14 +54,10 @@ def stop_on_signals(kept, command):
         kept: called then; it returns what is said of the work so far, or None if this process is to say nothing.
         command: the command that continues it.
     """
-
-    def stop(number, frame):
-        raise _Stopped(number)
-
     try:
-        with handling(stop):
+        with handling(_raise_stopped):
             yield
-    except _Stopped as stopped:
+    except Stopped as stopped:
         (number,) = stopped.args
         sys.stdout.flush()
         if (said := kept()) is not None:

@@ -24,7 +24,7 @@ class GenerativeReplay(Strategy):
         "--top_k_lm": dict(type=flags.not_negative, default=20, help="sample from the k most likely tokens; 0: all"),
         "--top_p_lm": dict(type=flags.fraction, default=0.0,
                            help="sample from the most likely tokens of this total probability; 0: all"),
-        "--temperature_lm": dict(type=flags.rate, default=1.0, help="sampling temperature"),
+        "--temperature_lm": dict(type=flags.temperature, default=1.0, help="sampling temperature"),
     }  # fmt: skip
     naming_flags = {
         "--real_sample": dict(action="store_true", help="lll: replay real samples instead of generated ones"),

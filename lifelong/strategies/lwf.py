@@ -22,7 +22,7 @@ class LearningWithoutForgetting(Strategy):
     flags = {
         "--lwf_lambda": dict(type=flags.not_negative_rate, default=1.0,
                              help="lwf: weight of the previous model's predictions"),
-        "--lwf_temperature": dict(type=flags.rate, default=2.0, help="lwf: temperature of both distributions"),
+        "--lwf_temperature": dict(type=flags.temperature, default=2.0, help="lwf: temperature of both distributions"),
     }  # fmt: skip
     no_teacher = "the previous model is already the teacher"
     no_own_adapters = "an earlier adapter's predictions cannot be tested through the new task's"
