@@ -203,6 +203,11 @@ def test_a_place_where_nothing_can_be_made_is_found_without_making_anything(tmp_
         assert caught.value.location == f"--output_dir {path}"
 
 
+def test_an_empty_name_is_no_place():
+    with pytest.raises(UserError, match="--output_dir: the name is empty"):
+        check_creatable("", "--output_dir")
+
+
 def test_a_cache_that_cannot_be_written_says_how_to_name_another():
     with pytest.raises(UserError, match="VERSATILE_CACHE"):
         writable_cache("/proc/nothing")

@@ -317,6 +317,8 @@ def writable_directory(path, flag):
 def check_creatable(path, flag):
     """Raise a `UserError` if no directory can be created at `path`; checks the nearest existing parent and creates
     nothing."""
+    if not os.fspath(path):
+        raise UserError("the name is empty", location=flag, expected="a directory")
     path = Path(path).absolute()
     above = next(p for p in (path, *path.parents) if p.exists() or p.is_symlink())
     try:
