@@ -21,7 +21,7 @@ ACTIVATIONS = ("relu", "swish", "gelu", "gelu_new")
 
 NAME = Text(says="a name", longest=200)
 TASK_NAME = Text(lambda name: "." not in name, "a name without dots", longest=200)
-_MARKER = Text(lambda text: text != "<pad>", "a text that is not <pad>", longest=200)
+MARKER = Text(lambda text: text != "<pad>", "a text that is not <pad>", longest=200)
 _BACKBONE = Text(says="the name or directory of the backbone", null=True)
 _METHODS = MapOf(Record(dict(method=Text(says="a method's name", longest=200, required=True))))
 
@@ -33,7 +33,7 @@ def _tasks(**fields):
 
 
 # Markers are [] if a task's prompts are plain text, as in lifelong learning.
-_MARKED = _tasks(markers=ListOf(_MARKER, 0, 10_000, unique=str, required=True),
+_MARKED = _tasks(markers=ListOf(MARKER, 0, 10_000, unique=str, required=True),
                  max_history=Whole(0, 1_000_000, null=True), definition=MapOf())  # fmt: skip
 
 _MANIFEST = dict(
@@ -49,7 +49,7 @@ _MANIFEST = dict(
     checksum=Text(says="a checksum", null=True),
     methods=MapOf(_METHODS.item, required=True),
 )
-_MARKERS = dict(
+MARKERS = dict(
     tasks=_MARKED,
     freeze=Flag(),
     task_embeddings=ListOf(_MARKED.item, 1, 10_000, unique=lambda task: task["name"]),
@@ -134,8 +134,8 @@ _HEADS = ListOf(Record(dict(name=Text(says="a name", longest=200, required=True)
 
 # Format 2, by the manifest's encoder.
 MANIFESTS = {
-    "markers": Record(_MANIFEST | _MARKERS),
-    "question_answer": Record(_MANIFEST | _MARKERS),
+    "markers": Record(_MANIFEST | MARKERS),
+    "question_answer": Record(_MANIFEST | MARKERS),
     "text_to_text": Record(_MANIFEST | _T5_SHAPE | dict(tasks=_tasks(definition=MapOf()), settings=_t5_settings())),
     "sentence_pair": Record(_MANIFEST | _CONDITIONAL_BERT | dict(tasks=_HEADS)),
 }

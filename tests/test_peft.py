@@ -4,11 +4,13 @@
 """
 
 import json
+import shutil
 
 import lifelong_data
 import pytest
 import torch
 from combining import lively
+from safetensors.torch import load_file, save_file
 from scripts import metrics, small
 from training_runs import refused_here
 from versatile.adapters import checkpoint
@@ -135,6 +137,16 @@ def test_a_run_of_train_t5_is_exported(method, tmp_path):
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["task_type"] == "SEQ_2_SEQ_LM"
 
 
+def test_a_t5_with_tokens_is_exported_and_comes_back(tmp_path):
+    run = ours(tmp_path / "run", "tiny-t5", {"nlg": "lora"}, token_types=False)
+    adapter, share = peft_export.export_task(run, tmp_path / "out")
+    assert share <= peft_export.LOGIT_TOLERANCE and adapter.tokens
+    command.main(["import", str(tmp_path / "out"), str(tmp_path / "back"), "--task", "nlg"])
+    files = (folder / checkpoint.ADAPTER_WEIGHTS for folder in (run, tmp_path / "back"))
+    before, after = map(checkpoint.read_safetensors, files)
+    assert before.keys() == after.keys() and all(torch.equal(before[key], after[key]) for key in before)
+
+
 def test_what_peft_could_not_give_the_same_logits_for_is_refused(tmp_path, capsys):
     out = tmp_path / "out"
     typed = ours(tmp_path / "typed", "tiny-llama", {"nlg": "lora"})
@@ -144,6 +156,8 @@ def test_what_peft_could_not_give_the_same_logits_for_is_refused(tmp_path, capsy
     refused(capsys, ["export", bottleneck, out], "holds the tasks nlg, mt", "--task TASK", out=out)
     refused(capsys, ["export", bottleneck, out, "--task", "qa"], "holds the task(s) nlg, mt", out=out)
     refused(capsys, ["export", tmp_path / "none", out], "no such directory", out=out)
+    rescaled = ours(tmp_path / "rescaled", "tiny-t5", {"nlg": "ia3"}, token_types=False)
+    refused(capsys, ["export", rescaled, out], "encoder and decoder would not use", "lora", out=out)
     out.mkdir()
     (out / "mine").touch()
     refused(capsys, ["export", bottleneck, out, "--task", "mt"], "this path already exists")
@@ -220,6 +234,71 @@ def test_loras_of_pefts_combine_evaluate_and_train_in_mixed_batches(tmp_path, ca
     weights = (tmp_path / name / checkpoint.ADAPTER_WEIGHTS for name in ("vlm", "run"))
     before, after = map(checkpoint.read_safetensors, weights)
     assert all((before[key] - after[key]).abs().max() > 0 for key in before if key.startswith("blocks."))
+
+
+DAMAGED = [
+    # (what is wrong with the weights, the config's changes, words of the error)
+    (lambda state: {k: v for k, v in state.items() if ".layers.1." not in k}, {}, "no matrices for model.layers.1."),
+    (lambda state: {k: v for k, v in state.items() if "v_proj" not in k}, {}, "no matrices for model.layers.0."),
+    (lambda state: {}, {}, "it holds no adapter"),
+    (lambda state: {k: v[None] for k, v in state.items()}, {}, "unknown key", "of shape [1, "),
+    (None, dict(peft_type="IA3"), "unknown key", "expected: ia3_l, as adapter_config.json says"),
+    (None, dict(rank_pattern={"*q": 4}), "'*q' (str) is no regular expression"),
+    (None, dict(target_modules="q_proj("), "'q_proj(' (str) is no regular expression"),
+    (None, dict(init_lora_weights=["?"]), "peft cannot load it"),
+    (None, dict(kasa_config=dict(a=1)), "kasa_config is"),
+]
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory):
+    return theirs(tmp_path_factory.mktemp("peft") / "lora", "tiny-llama", r=4, target_modules=["q_proj", "v_proj"])
+
+
+@pytest.mark.parametrize("damage, change, words", [(damage, change, words) for damage, change, *words in DAMAGED])
+def test_a_damaged_directory_is_one_message(damage, change, words, lora, tmp_path, capsys):
+    source, out = shutil.copytree(lora, tmp_path / "lora"), tmp_path / "out"
+    if damage:
+        save_file(damage(load_file(source / "adapter_model.safetensors")), source / "adapter_model.safetensors")
+    config = json.loads((source / "adapter_config.json").read_text())
+    (source / "adapter_config.json").write_text(json.dumps(config | change))
+    refused(capsys, ["import", source, out, "--task", "mine", "--markers", "<a>"], *words, out=out)
+
+
+@pytest.mark.parametrize("selected", [
+    dict(layers_to_transform=[1]), dict(layers_to_transform=1, layers_pattern="layers"),
+    dict(exclude_modules=["layers.0.self_attn.v_proj"]), dict(target_modules=r".*\.1\..*_proj"),
+    dict(target_modules="all-linear"),
+])  # fmt: skip
+def test_the_modules_that_a_config_selects_are_those_that_peft_selects(selected, tmp_path):
+    source = theirs(tmp_path / "lora", "tiny-llama", **{**dict(r=4, target_modules=["q_proj", "v_proj"]), **selected})
+    config, model = exchange.read_config(source), backbones.load_backbone("tiny-llama")[0]
+    keys = load_file(source / "adapter_model.safetensors")
+    held = {key.split(".lora_")[0].removeprefix(exchange.PREFIX) for key in keys}
+    assert held == {n for n in peft_export.projection_names(model).values() if exchange._is_selected(n, config)}
+    exchange.import_adapter(source, tmp_path / "out", "mine", ["<a>"])
+
+
+@pytest.mark.parametrize("task, markers", [("mine", ["<a>", "<a>"]), ("mine", [""]), ("mine", ["<pad>"]),
+                                           ("mine", ["a"]), ("m" * 201, ["<a>"]), ("a.b", ["<a>"])])  # fmt: skip
+def test_names_that_a_task_cannot_have_are_refused_by_flag(task, markers, lora, tmp_path, capsys):
+    out, flag = tmp_path / "out", "--markers: " if task == "mine" else "--task: "
+    refused(capsys, ["import", lora, out, "--task", task, "--markers", *markers], flag, out=out)
+
+
+def test_a_row_of_the_input_alone_is_refused_where_the_head_has_its_own(tmp_path, capsys):
+    base, tokenizer = peft_export.bare_backbone(lively("tiny-llama"), ["<a>"])
+    model = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"],
+                                                      trainable_token_indices=[len(tokenizer) - 1]))  # fmt: skip
+    source, out = tmp_path / "lora", tmp_path / "out"
+    model.save_pretrained(source, save_embedding_layers=False)
+    tokenizer.save_pretrained(source)
+    argv = ["import", source, out, "--task", "mine", "--model_checkpoint", lively("tiny-llama")]
+    refused(capsys, argv, "only one row of the token '<a>' was trained", out=out)
+    config = json.loads((source / "adapter_config.json").read_text())
+    for ids in (None, 7, ["a"], [1, 2], {"lm_head": [1]}):
+        (source / "adapter_config.json").write_text(json.dumps(config | dict(trainable_token_indices=ids)))
+        refused(capsys, argv, "model.embed_tokens has 1 trained rows", "trainable_token_indices", out=out)
 
 
 def test_a_directory_that_cannot_be_a_task_of_ours_is_refused(tmp_path, capsys):

@@ -22,6 +22,7 @@ from versatile.adapters.imports.peft_export import (
     KINDS,
     TaskAdapter,
     check_logits_match,
+    is_tied,
     largest_difference,
     projection_names,
     table_names,
@@ -29,9 +30,10 @@ from versatile.adapters.imports.peft_export import (
 from versatile.adapters.manifest import ADAPTER_WEIGHTS, CONFIG
 from versatile.adapters.methods.ia3 import INPUTS
 from versatile.adapters.methods.lora import sizes
+from versatile.adapters.schemas import MARKER, TASK_NAME
 from versatile.adapters.tensors import read_safetensors
 from versatile.utils import flags
-from versatile.utils.errors import UserError
+from versatile.utils.errors import UserError, brief
 from versatile.utils.files import atomic_directory, refuse_taken
 from versatile.utils.schema import Choice, Flag, MapOf, Number, Record, Text, Whole, read_json_object, validate
 
@@ -50,7 +52,10 @@ PEFT_CONFIG = Record(
 )
 # Options that change more than the product B A, or the backbone: {key: harmless value other than null and false}.
 REFUSED = dict(use_dora=None, bias="none", lora_bias=None, layer_replication=None, target_parameters=None,
-               alora_invocation_tokens=None, use_qalora=None, use_bdlora=None, velora_config=None)  # fmt: skip
+               alora_invocation_tokens=None, use_qalora=None, use_bdlora=None, velora_config=None, arrow_config=None,
+               kasa_config=None, monteclora_config=None)  # fmt: skip
+# {peft_type: the parts of an adapter in its file}.
+PARTS = dict(LORA=("lora_A", "lora_B"), IA3=("ia3_l",))
 # Initialisations that modify the backbone's own weights.
 CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -74,6 +79,8 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
     """
     path = Path(directory)
     refuse_taken(output)
+    if not TASK_NAME.fits(task):
+        raise UserError(f"{brief(task)} cannot be a task's name", location="--task", expected=TASK_NAME.expected())
     config = read_config(path)
     if (path / "adapter_model.bin").is_file() and not (path / ADAPTER_WEIGHTS).is_file():
         raise UserError("adapter_model.bin is peft's older format, which could run code when read", location=path,
@@ -81,9 +88,10 @@ def import_adapter(directory, output, task, markers=None, backbone=None, definit
                         "model.save_pretrained(DIR, safe_serialization=True)")  # fmt: skip
     state = read_safetensors(path / ADAPTER_WEIGHTS)
     model, tokenizer, flag = _load_base(path, config, backbone)
-    parts, tables = _sort_keys(state, path)
+    parts, tables = _sort_keys(state, path, PARTS[config["peft_type"]])
+    _refuse_incomplete(model, config, parts, path)
     rows = _trained_rows(path, config, model, tokenizer, tables)
-    markers = _choose_markers(markers, rows, task, path)
+    markers = _choose_markers(markers, rows, task, tokenizer, path)
     method = {kind: name for name, kind in KINDS.items()}[config["peft_type"]]
     read = _read_lora if method == "lora" else _read_ia3
     settings, blocks = read(model, parts, config, path / ADAPTER_WEIGHTS, flag)
@@ -125,6 +133,7 @@ def read_config(path):
         if config.get(key) and config[key] != harmless:
             raise UserError(f"{key} is {json.dumps(config[key])[:60]}", location=file,
                             expected="a plain low-rank update, or plain (IA)3")  # fmt: skip
+    _refuse_patterns(config, file)
     init = str(config.get("init_lora_weights", "")).lower()
     if init.startswith(CHANGING_INITS):
         raise UserError(f"init_lora_weights is {init}: it changed the backbone's own weights", location=file,
@@ -132,6 +141,18 @@ def read_config(path):
                         remedy="convert it with peft: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
                         )  # fmt: skip
     return config
+
+
+def _refuse_patterns(config, file):
+    """Raise a `UserError` if names of modules that are regular expressions cannot be read as such."""
+    expressions = [config[key] for key in ("target_modules", "exclude_modules") if isinstance(config.get(key), str)]
+    expressions += [name for key in ("rank_pattern", "alpha_pattern") for name in config.get(key, ())]
+    for expression in expressions:
+        try:
+            re.compile(expression)
+        except re.error as error:
+            raise UserError(f"{brief(expression)} is no regular expression: {error}", location=file,
+                            expected="names of modules as peft writes them") from None  # fmt: skip
 
 
 def _load_base(path, config, backbone):
@@ -148,19 +169,62 @@ def _load_base(path, config, backbone):
     return model, tokenizer, flag
 
 
-def _sort_keys(state, path):
-    """({(module, part): tensor} of the adapters, {(module, kind): tensor} of the tables), from peft's file."""
+def _sort_keys(state, path, expected):
+    """({(module, part): tensor} of the adapters, {(module, kind): tensor} of the tables), from peft's file.
+
+    Args:
+        expected: the parts that adapters of its kind have.
+    """
     pattern = re.compile(re.escape(PREFIX) + r"(.+?)\.(?:(lora_A|lora_B)\.weight|(ia3_l)|"
                          r"token_adapter\.(trainable_tokens_delta)|(?:modules_to_save\.)?(weight))")  # fmt: skip
     parts, tables = {}, {}
     for key, tensor in state.items():
         match = pattern.fullmatch(key)
         kind = match and next(part for part in match.groups()[1:] if part)
-        if kind is None or (kind == "weight" and tensor.dim() != 2):
-            raise UserError(f"unknown key {key}", location=path / ADAPTER_WEIGHTS,
-                            expected="a plain low-rank update or (IA)3, and trained tokens")  # fmt: skip
-        (parts if kind in ("lora_A", "lora_B", "ia3_l") else tables)[match[1], kind] = tensor.float()
+        is_part = kind in ("lora_A", "lora_B", "ia3_l")
+        if kind is None or tensor.dim() != 2 or (is_part and kind not in expected):
+            raise UserError(f"unknown key {key}, of shape {list(tensor.shape)}", location=path / ADAPTER_WEIGHTS,
+                            expected=f"{' and '.join(expected)}, as {CONFIG} says, and trained tokens")  # fmt: skip
+        (parts if is_part else tables)[match[1], kind] = tensor.float()
+    if not parts:
+        raise UserError("it holds no adapter", location=path / ADAPTER_WEIGHTS,
+                        expected=f"{' and '.join(expected)}, as {CONFIG} says")  # fmt: skip
     return parts, tables
+
+
+def _refuse_incomplete(model, config, parts, path):
+    """Raise a `UserError` if a module that peft's config selects has no matrices in the file."""
+    held = {module for module, _ in parts}
+    for name in projection_names(model).values():
+        if name not in held and _is_selected(name, config):
+            raise UserError(f"it has no matrices for {name}", location=path / ADAPTER_WEIGHTS,
+                            expected=f"those of every module that target_modules of {CONFIG} selects",
+                            remedy="copy it again, or save it again with peft")  # fmt: skip
+
+
+def _is_selected(name, config):
+    """Whether a config of peft's selects the linear map of this name."""
+    names = ("target_modules", "exclude_modules", "layers_to_transform")
+    targets, excluded, layers = (config.get(name) for name in names)
+    if not targets or (excluded and _is_named(name, excluded)):
+        return False
+    if layers is None or isinstance(targets, str):
+        return targets == "all-linear" or _is_named(name, targets)
+    patterns = config.get("layers_pattern") or [r"[^.]*"]
+    found = (re.match(rf".*\.{pattern}\.(\d+)\.", name) for pattern in _listed(patterns))
+    number = next((int(match[1]) for match in found if match), None)
+    return number in _listed(layers) and _is_named(name, targets)
+
+
+def _is_named(name, names):
+    """Whether peft takes a module for one of those named: by a regular expression, or by the ends of their names."""
+    if isinstance(names, str):
+        return re.fullmatch(names, name) is not None
+    return any(f".{name}".endswith(f".{end}") for end in names)
+
+
+def _listed(value):
+    return value if isinstance(value, (list, tuple)) else [value]
 
 
 def _trained_rows(path, config, model, tokenizer, tables):
@@ -180,8 +244,11 @@ def _trained_rows(path, config, model, tokenizer, tables):
                                     expected="trained rows of new tokens only")  # fmt: skip
                 ids, tensor = range(first, min(len(words), len(tensor))), tensor[first:]
             else:
-                ids = config["trainable_token_indices"]
-                ids = next(v for k, v in ids.items() if module.endswith(k)) if isinstance(ids, dict) else ids
+                ids = config.get("trainable_token_indices", {})
+                ids = next((v for k, v in ids.items() if module.endswith(k)), None) if isinstance(ids, dict) else ids
+            if not isinstance(ids, (list, range)) or {*map(type, ids)} - {int} or len(ids) != len(tensor):
+                raise UserError(f"{module} has {len(tensor)} trained rows", location=path / ADAPTER_WEIGHTS,
+                                expected=f"as many as trainable_token_indices of {CONFIG}")  # fmt: skip
             if old := [i for i in ids if i < first or i >= len(words)]:
                 raise UserError(f"the row of the backbone's own token {old[0]} was trained", location=path,
                                 expected="rows of new tokens, and the tokenizer that has them")  # fmt: skip
@@ -190,10 +257,14 @@ def _trained_rows(path, config, model, tokenizer, tables):
     if tables:
         raise UserError(f"{next(iter(tables))[0]} was trained as a whole", location=path / ADAPTER_WEIGHTS,
                         expected="adapters on a frozen backbone")  # fmt: skip
+    if not is_tied(model) and (half := next((token for token, own in rows.items() if len(own) == 1), None)):
+        raise UserError(f"only one row of the token {half!r} was trained, and this backbone's head has its own",
+                        location=path / ADAPTER_WEIGHTS,
+                        expected=f"trained tokens of {' and '.join(names)}")  # fmt: skip
     return {token: own * (1 if len(own) == 2 else 2) for token, own in rows.items()}
 
 
-def _choose_markers(markers, rows, task, path):
+def _choose_markers(markers, rows, task, tokenizer, path):
     """A task's special tokens: those given, otherwise those that were trained."""
     if markers is None and not rows:
         raise UserError(f"it does not say which special tokens the task {task!r} has", location=path,
@@ -201,6 +272,10 @@ def _choose_markers(markers, rows, task, path):
                         remedy=f"name a run that holds the task: --like RUN; its tokens: --markers …; or data of your "
                                f"own: --task {task}=DATA")  # fmt: skip
     markers = list(rows) if markers is None else list(markers)
+    for number, marker in enumerate(markers):
+        if not MARKER.fits(marker) or marker in markers[:number] or marker in tokenizer.get_vocab():
+            raise UserError(f"{marker!r} cannot be one of the task's special tokens", location="--markers",
+                            expected="different tokens that the backbone does not have")  # fmt: skip
     if left := [token for token in rows if token not in markers]:
         raise UserError(f"it trained the token {left[0]!r}, which is not one of the task's", location=path,
                         expected="one of " + ", ".join(markers))  # fmt: skip

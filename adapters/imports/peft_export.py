@@ -14,7 +14,7 @@ from versatile.adapters.backbones.quantized import config_code
 from versatile.adapters.methods.base import is_added
 from versatile.adapters.methods.ia3 import INPUTS
 from versatile.adapters.trained import table_weights
-from versatile.utils.errors import UserError
+from versatile.utils.errors import UserError, first_line
 from versatile.utils.files import atomic_directory, atomic_write, refuse_taken
 
 KINDS = {"lora": "LORA", "ia3": "IA3"}
@@ -94,8 +94,12 @@ def read_task(run, task=None):
         raise UserError("the backbone has random weights, which peft could not load", location=run,
                         expected="a task on a pretrained backbone")  # fmt: skip
     _refuse_token_types(model, task, run)
-    blocks = [held[task] for held in model.added[method].blocks]
-    return TaskAdapter(model, tokenizer, task, method, methods[task], blocks, _tokens(model, tokenizer, task))
+    blocks, tokens = [held[task] for held in model.added[method].blocks], _tokens(model, tokenizer, task)
+    if method == "ia3" and tokens and backbone_of(model.config).encoder_decoder:
+        raise UserError(f"with (IA)3, peft keeps the task embeddings of {task!r} in a copy of the table, which a T5's "
+                        "encoder and decoder would not use", location=run,
+                        expected="a task trained with lora, or one without task embeddings")  # fmt: skip
+    return TaskAdapter(model, tokenizer, task, method, methods[task], blocks, tokens)
 
 
 def _trained_backbone(model):
@@ -270,7 +274,13 @@ def largest_difference(adapter, directory, length=16):
     model, tokenizer = bare_backbone(adapter.backbone_name, adapter.tokens, adapter.model.quantization)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = peft.PeftModel.from_pretrained(model, directory).eval()
+        try:
+            theirs = peft.PeftModel.from_pretrained(model, directory).eval()
+        except Exception as error:
+            # A config may hold anything, and peft checks little of it.
+            raise UserError(f"peft cannot load it: {first_line(error)}", location=directory,
+                            expected=f"a directory that peft {peft.__version__} can load",
+                            remedy="save it again with this peft") from error  # fmt: skip
     columns = _columns(adapter, tokenizer)
     generator = torch.Generator().manual_seed(0)
     picked = torch.randint(len(columns[0]), (2, 2, length), generator=generator)
