@@ -34,6 +34,7 @@ from versatile.lifelong import sequence, strategies
 from versatile.lifelong.run_records import decisive_flags, make_record
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import module_command
 
 # Flags of train_lifelong.py, ignored here: as in the originals, both scripts can be called with the same flags.
 SWITCHES = ("--add_task_tokens", "--use_sep", "--dynamic_epochs", "--train_teachers", "--only_final")
@@ -202,8 +203,8 @@ def require_same_runs(runs, typed_flags):
             raise UserError(f"it was trained with {typed(flag, other.get(flag))}", location=location,
                             expected=f"{typed(flag, first.get(flag))}, as {runs[0].folder}: runs of one sequence that "
                                      "differ in --seed alone",
-                            remedy="evaluate each by itself, and put them side by side: python -m lifelong.compare "
-                                   "--help")  # fmt: skip
+                            remedy="evaluate each by itself, and put them side by side: "
+                            + module_command("lifelong.compare", "--help"))  # fmt: skip
 
 
 def typed(flag, value):

@@ -21,6 +21,7 @@ from versatile.data.task_names import task_flag
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import find_shipped
+from versatile.utils.screen import module_command
 
 
 def parser():
@@ -116,7 +117,7 @@ def read_splits(args, info):
     args.dataset_path = named_data(args.task, args.dataset_path, "--dataset_path")
     splits = [read_task_split(args, get_task(name), args.max_history or info.histories.get(name)) for name in names]
     if not any(splits):
-        remedy = "name data for one, or convert it: python -m data.convert --help"
+        remedy = f'name data for one, or convert it: {module_command("data.convert", "--help")}'
         if own := next((name for name in names if get_own_task(name)), None):
             remedy = f"name its new location: --data {own}=DIR"
         elif sample := next((name for name in names if (SAMPLES / f"{name}.json").is_file()), None):

@@ -229,7 +229,9 @@ class ChatSession:
         if self.shown is None:
             raise UserError("no input has been given yet", remedy="type an input first")
         prompt, notices = self.shown
-        print(f"{len(prompt.ids)} tokens, then at most {self.decoding.max_length} of the answer:")
+        is_decoded = "max_length" not in self.text_model.without_effect
+        answer = f", then at most {self.decoding.max_length} of the answer" if is_decoded else ""
+        print(f"{len(prompt.ids)} tokens{answer}:")
         print(self.text_model.prompt_text(prompt))
         for notice in notices:
             print(f"note: {notice}")

@@ -17,8 +17,31 @@
 # MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR, SQUAD_DIR, SST_DIR,
 # WOZ_DIR, L2KD_DIR, CNN_DAILYMAIL_DIR, WIKISQL_DIR, SUPERNI_DIR and CL_BENCHMARK_DIR are folders of original files; GLUE_DIR (data/glue) is that of GLUE's official folders, T5_TOKENIZER
 # (spiece.model) is T5's vocabulary; lifelong recipes read from DATA_DIR (data/lifelong) and write to MODEL_ROOT_DIR (runs/lifelong).
+#
+# From elsewhere, folders and files that exist there are found by the names they have there; what is made goes into the checkout.
 set -euo pipefail
-cd "$(dirname "$0")"
+FROM="$PWD"
+cd "$(dirname "$(readlink -f "$0")")"
+
+# The path $1 as it is named in the checkout, if it is one of the directory that this was started in.
+found_from() {
+    case "$1" in
+    "" | /* | -*) echo "$1" ;;
+    *) if [ "$FROM" != "$PWD" ] && [ -e "$FROM/$1" ]; then echo "$FROM/$1"; else echo "$1"; fi ;;
+    esac
+}
+
+for name in VENV E2E_DIR MULTI30K_DIR PERSONACHAT_DIR SQUAD_DIR SST_DIR WOZ_DIR L2KD_DIR CNN_DAILYMAIL_DIR WIKISQL_DIR SUPERNI_DIR \
+    CL_BENCHMARK_DIR GLUE_DIR GLUE_PAIRS_DIR T5_TOKENIZER DATA_DIR; do
+    if [ -n "${!name:-}" ]; then export "$name=$(found_from "${!name}")"; fi
+done
+words=()
+for word in "$@"; do
+    # A word without a slash may be a value, except for table, which takes folders only.
+    case "${1:-}:$word" in table:table) ;; table:* | *:*/*) word="$(found_from "$word")" ;; esac
+    words+=("$word")
+done
+set -- "${words[@]+"${words[@]}"}"
 
 VENV="${VENV:-.venv}"
 MODEL="${MODEL:-gpt2}"
@@ -295,7 +318,7 @@ bench) setup; shift; py bench/run.py "$@" ;;
 table) setup; shift; py -m utils.table "$@" ;;
 plan) shift; check_row "$@"; setup; py -m bench.plan "$@" ;;
 list) shift; list "$@" ;;
-help | -h | --help) sed -n '2,/^set /p' "$0" | sed -n 's/^# \{0,1\}//p' ;;
+help | -h | --help) sed -n '2,/^set /p' run.sh | sed -n 's/^# \{0,1\}//p' ;;
 *)
     name="$1"; shift
     line="$(recipe "$name")" || no_recipe "$name"

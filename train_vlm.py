@@ -26,7 +26,7 @@ from versatile.training import method_flags
 from versatile.utils import flags, settings
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import find_shipped
-from versatile.utils.screen import format_number
+from versatile.utils.screen import format_number, module_command
 
 # The published settings; the learning rate for an unfrozen backbone is the original's, that for adapters only the one
 # that most adapters were published with.
@@ -215,8 +215,11 @@ def data_files(args, tasks):
         try:
             paths[name] = task.data_path(args.data.get(name), name in args.distillation)
         except UserError as error:
+            if name in args.data:
+                raise
+            convert = module_command("data.convert", "--help")
             raise UserError(f"no data for task {name}: there is no {task.dataset_path}", location="--data",
-                            remedy=f"name its file: --data {name}=FILE; make it: python -m data.convert --help; "
+                            remedy=f"name its file: --data {name}=FILE; make it: {convert}; "
                                    "or leave the task out: --tasks …") from error  # fmt: skip
     return paths
 

@@ -110,7 +110,7 @@ def _pretrained(name, location, seed):
     if config.model_type != "bert" or getattr(config, "is_decoder", False):
         raise UserError(f"model_type {config.model_type!r}", location=location, expected="'bert', an encoder",
                         remedy="name a BERT: bert-base-cased, minilm, …")  # fmt: skip
-    tokenizer = backbones.read_tokenizer(folder, location, config=config)
+    tokenizer = _read_tokenizer(folder, location, config=config)
     try:
         with torch.random.fork_rng(devices=[]):
             # The checkpoint of a masked language model has no pooler, so a random one is drawn.
@@ -158,6 +158,17 @@ def check_method(model, method, location):
 
 def _listed(tasks):
     return ", ".join(f"{name} ({labels})" for name, labels in tasks.items())
+
+
+def _read_tokenizer(folder, location=None, **more):
+    """`backbones.read_tokenizer`, which must have the special tokens of a BERT."""
+    tokenizer = backbones.read_tokenizer(folder, location, **more)
+    for name in ("pad_token", "cls_token", "sep_token"):
+        if getattr(tokenizer, name) is None:
+            raise UserError(f"the tokenizer has no {name}", location=location or folder,
+                            expected="that of a BERT: [PAD], [CLS] and [SEP], named in tokenizer_config.json",
+                            remedy="copy the tokenizer's files again")  # fmt: skip
+    return tokenizer
 
 
 def save_classifier(model, tokenizer, directory):
@@ -235,7 +246,7 @@ def load_classifier(directory, task=None, allow_idle=False):
     copy_tensors(state, keyed_parameters(model), path / MODEL_WEIGHTS)
     check_checksum(path / MODEL_WEIGHTS, config.get("checksum"))
     model.backbone_fingerprint = manifest.fingerprint
-    return model.eval(), backbones.read_tokenizer(path, expected="the tokenizer's files next to the model")
+    return model.eval(), _read_tokenizer(path, expected="the tokenizer's files next to the model")
 
 
 def _load_adapters(path, manifest, tasks, requested):

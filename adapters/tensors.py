@@ -20,6 +20,8 @@ def read_safetensors(path):
                         remedy="the run may not have saved a model yet: see its checkpoints/")  # fmt: skip
     check_name(path, path, "rename its directory")
     try:
+        # The library calls a file that may not be read a missing one.
+        path.open("rb").close()
         state = load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
         raise UserError(

@@ -85,6 +85,7 @@ from versatile.data import converters
 from versatile.data.converters.base import FORMATS, SPLITS, Report, limited
 from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.screen import module_command
 
 for module in pkgutil.iter_modules(converters.__path__):
     importlib.import_module(f"versatile.data.converters.{module.name}")
@@ -93,7 +94,7 @@ for module in pkgutil.iter_modules(converters.__path__):
 def build_parser():
     """The argparse parser, with one sub-command per format."""
     parser = flags.Parser(
-        prog="python -m data.convert",
+        prog=module_command("data.convert"),
         description=__doc__,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,

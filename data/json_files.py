@@ -17,6 +17,7 @@ import ijson
 from versatile.data.files import listed, open_bytes
 from versatile.data.json_text import LONGEST, WholeCharacters, repeated
 from versatile.utils.errors import MissingSplitError, UserError, brief
+from versatile.utils.screen import module_command
 
 _BLOCK = 1 << 16
 _DEEPEST = 100
@@ -66,7 +67,7 @@ def iter_records(path, split):
             f"has no {' or '.join(map(repr, names))} split; its keys are: {listed(seen)}",
             location=path,
             expected=_TASK_FILE,
-            remedy="rename the key, or make the file with: python -m data.convert --help",
+            remedy=f'rename the key, or make the file with: {module_command("data.convert", "--help")}',
             choice="choose one of its splits",
         )
 
@@ -151,7 +152,8 @@ def _keys(path, events):
             f"{problem} at the top level",
             location=path,
             expected=_TASK_FILE,
-            remedy="put the records under a split's name, or make the file with: python -m data.convert --help",
+            remedy="put the records under a split's name, or make the file with: "
+            + module_command("data.convert", "--help"),
         )
     for event, key in events:
         if event == "end_map":

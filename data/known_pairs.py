@@ -17,6 +17,7 @@ from versatile.data.own_tasks import LONGEST_ANSWER, VALID, answer_text, answers
 from versatile.data.text_to_text import SplitRows
 from versatile.utils.errors import UserError
 from versatile.utils.metrics import Score
+from versatile.utils.screen import module_command
 
 
 class KnownPairs:
@@ -198,7 +199,7 @@ class MarkerPairs(KnownPairs):
         if not Path(source).is_file():
             raise UserError(f"no data of {self.name} here", location=source, expected="the task's json file",
                             remedy=f"name the folder that holds {self.name}.json (data/samples has one), or make the "
-                                   "file: python -m data.convert --help")  # fmt: skip
+                                   f'file: {module_command("data.convert", "--help")}')  # fmt: skip
         options = self.task.read_options(decoding=split != "train")
         if split != "train":
             for example in instances.read_instances(source, split, self.task, options):
@@ -255,7 +256,8 @@ class QuestionPairs(KnownPairs):
         split = "dev" if self.split_of(split) == "valid" else split
         folder, name = source or self.source, self.form.filename(split)
         return question_tasks.existing_file(folder, name, location=folder,
-                                            remedy=f"name it, or make {name}: python -m data.convert --help",
+                                            remedy=f"name it, or make {name}: "
+                                            + module_command("data.convert", "--help"),
                                             )  # fmt: skip
 
     def split_path(self, split):

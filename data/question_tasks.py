@@ -5,6 +5,7 @@ import os
 
 from versatile.data import task as registry
 from versatile.utils.errors import UserError
+from versatile.utils.screen import module_command
 
 # The order in which LAMOL and L2KD list them.
 ORDER = (
@@ -54,7 +55,8 @@ def find_file(data_dir, task, split):
         train = task.filename("train")
         remedy = f"let a teacher write it from {train}: --train_teachers, or --teacher_dir DIR with trained ones"
     else:
-        remedy = "check the data directory, or make the file from the original data: python -m data.convert --help"
+        convert = module_command("data.convert", "--help")
+        remedy = f"check the data directory, or make the file from the original data: {convert}"
     raise _missing(data_dir, task.filename(split), f"the {split} split of {task.name}", remedy)
 
 
@@ -76,7 +78,7 @@ def find_gold(data_dir, task):
     path = existing_file(data_dir, task.gold)
     if not path:
         dataset = task.name.split(".")[0]
-        remedy = f"it comes with the test file; python -m data.convert squad-{dataset} writes both"
+        remedy = f"it comes with the test file; {module_command('data.convert', f'squad-{dataset}')} writes both"
         raise _missing(data_dir, task.gold, f"the true answers of {task.name}'s test split", remedy)
     return path
 

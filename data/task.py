@@ -17,6 +17,7 @@ from versatile.data.json_files import has_split, iter_records, top_level
 from versatile.data.own_tasks import get_own_task
 from versatile.data.task_names import unknown_task
 from versatile.utils.errors import UserError
+from versatile.utils.screen import module_command
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class Task:
         raise UserError(
             f"not given, and there is no {path} under the current directory",
             location="--dataset_path",
-            remedy=f"name the file (try data/samples/{self.name}.json), or make it: python -m data.convert --help",
+            remedy=f"name the file (try data/samples/{self.name}.json), or make it: "
+            + module_command("data.convert", "--help"),
         )
 
     def distilled_path(self, path):

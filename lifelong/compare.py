@@ -26,6 +26,8 @@ from versatile.utils import flags
 from versatile.utils.errors import UserError, exit_on_user_error
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.recipes import read_recipe
+from versatile.utils.screen import module_command
+from versatile.utils.table import cell
 
 # Keys of an evaluation, as evaluate_lifelong.py writes them, that must agree.
 EVALUATION_KEYS = ("split", "limit", "ref1", "decoding")
@@ -80,7 +82,7 @@ class Method:
 
 def parser():
     p = flags.build_parser(__doc__)
-    p.prog = "python -m lifelong.compare"
+    p.prog = module_command("lifelong.compare")
     p.add_argument(
         "directories", nargs="*", metavar="DIR", help="directories with a matrix.json, labelled by their own names"
     )
@@ -224,9 +226,9 @@ def markdown(methods, missing=(), digits=1):
         cells += [format_number(*_in_units(method.cost(cost), unit), digits if unit > 1 else 0)
                   for cost in costs for unit in (TABLE_COSTS[cost][1],)]  # fmt: skip
         cells += [str(len(method.seeds))] if several and costs else []
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {cell(name)} | {' | '.join(cells)} |")
     for name, command in dict(missing).items():
-        lines.append(f"| {name}: `{command}` |" + " |" * len(heads))
+        lines.append(f"| {cell(name)}: `{command}` |" + " |" * len(heads))
     return "\n".join([*lines, ""])
 
 

@@ -58,7 +58,7 @@ def test_a_saved_model_is_not_taken_for_another(tmp_path):
         assert said in str(error.value)
 
 
-@pytest.mark.parametrize("damage", ["weights", "config", "key", "shape", "missing"])
+@pytest.mark.parametrize("damage", ["weights", "config", "key", "shape", "missing", "tokenizer"])
 def test_a_damaged_directory_is_told(damage, tmp_path):
     model, tokenizer = bert.build_classifier("tiny-bert", TASKS, "base", 64)
     bert.save_classifier(model, tokenizer, tmp_path)
@@ -72,7 +72,7 @@ def test_a_damaged_directory_is_told(damage, tmp_path):
     elif damage == "shape":
         path.write_text(json.dumps(settings | {"form": "large"}))
     else:
-        path.unlink()
+        (path if damage == "missing" else tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(UserError) as error:
         bert.load_classifier(tmp_path)
     assert str(tmp_path) in str(error.value)

@@ -32,6 +32,8 @@ def test_the_table_has_the_end_of_each_way_and_its_numbers(directories, tmp_path
     finetune, lamol, together = directories
     output = tmp_path / "all" / "lifelong.md"
     argv = [finetune, "--runs", f"replay={lamol}", f"at once={together}", "--output", output]
+    assert compare.main([*map(str, [*argv[:3], f"at|once={together}", *argv[4:]])]) in (None, 0)
+    assert "| at\\|once | 95.0 |" in output.read_text(encoding="utf-8")
     assert compare.main(list(map(str, argv))) in (None, 0)
     lines = output.read_text(encoding="utf-8").splitlines()
     assert lines[0] == "| | ag (em) | sst (em) | average accuracy | backward transfer | forward transfer | forgetting |"

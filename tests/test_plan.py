@@ -165,19 +165,42 @@ def test_the_peak_of_a_machine_is_measured_or_named(capsys):
     assert "0.2 TFLOP/s" in capsys.readouterr().out
 
 
-def test_run_sh_leads_to_it(tmp_path):
-    """Its python prints its arguments."""
-    python = tmp_path / "bin/python"
-    python.parent.mkdir()
+@pytest.fixture
+def echoing(tmp_path):
+    """A virtual environment whose python prints its arguments."""
+    python = tmp_path / "echoing/bin/python"
+    python.parent.mkdir(parents=True)
     python.write_text('#!/bin/sh\necho "$*"\n')
     python.chmod(0o755)
     cksum = subprocess.run(["bash", "-c", "cksum requirements.txt run.sh | cksum"], cwd=ROOT, capture_output=True,
                            text=True)  # fmt: skip
-    (tmp_path / ".installed").write_text(cksum.stdout)
+    (tmp_path / "echoing/.installed").write_text(cksum.stdout)
+    return tmp_path / "echoing"
+
+
+def test_run_sh_leads_to_it(echoing):
     done = subprocess.run(["bash", "run.sh", "plan", "vlm-mt-adapter"], cwd=ROOT, capture_output=True, text=True,
-                          env={"PATH": os.environ["PATH"], "VENV": str(tmp_path)}, timeout=60)  # fmt: skip
+                          env={"PATH": os.environ["PATH"], "VENV": str(echoing)}, timeout=60)  # fmt: skip
     assert done.stdout.split() == ["-m", "bench.plan", "vlm-mt-adapter"], done.stderr
     assert not re.search("Traceback", done.stderr)
+
+
+def test_run_sh_finds_what_is_named_where_it_was_started(echoing, tmp_path):
+    """Through a link, from another directory; a word that may be a value is left alone."""
+    for folder in ("glue", "mine/run", "mt"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "link.sh").symlink_to(ROOT / "run.sh")
+
+    def said(*words):
+        done = subprocess.run(["bash", "link.sh", *words], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+                              env={"PATH": os.environ["PATH"], "VENV": "echoing", "GLUE_DIR": "glue"})  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert said("table", "mt", "gone").split() == ["-m", "utils.table", str(tmp_path / "mt"), "gone"]
+    line = said("small-camtl-plain", "--model_name_or_path", "mine/run", "--seed", "3").splitlines()[-1]
+    assert f"--data_dir {tmp_path}/glue " in line and f"--model_name_or_path {tmp_path}/mine/run --seed 3" in line
+    assert "--tasks mt" in said("vlm-multitask", "--tasks", "mt") and "./run.sh plan ROW" in said("help")
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from scripts import ROOT, SAMPLES, TORCHRUN, done, run, run_as_user, small
@@ -167,6 +168,16 @@ def test_printed_commands_work_where_the_user_stands(tmp_path, monkeypatch):
         assert screen.resume_command("train.py", "r") == "versatile train --resume r"
         monkeypatch.chdir(ROOT)
         assert screen.resume_command("train.py", "r") == "python train.py --resume r"
+
+
+def test_modules_and_programs_are_named_as_they_can_be_started(monkeypatch):
+    assert screen.module_command("data.convert", "--help") == "python -m data.convert --help"
+    assert screen.program_name("evaluate.py") == "evaluate.py"
+    with screen.started_as("versatile"):
+        assert screen.program_name("evaluate.py") == "versatile evaluate"
+        assert screen.program_name("python -m utils.table") == "python -m utils.table"
+    monkeypatch.setattr(screen, "_HOME", Path("/site-packages/versatile"))
+    assert screen.module_command("data.convert", "e2e") == "python -m versatile.data.convert e2e"
 
 
 @pytest.mark.slow

@@ -153,6 +153,10 @@ def test_a_score_that_json_could_not_hold_is_infinite(tmp_path):
     text = made(tmp_path)
     assert rows(text)["nlg (test, 60 instances)"] == ["PPL (lower is better)", "**3.50**", "inf"]
     assert "no signature" in text
+    # Where higher is better it is no number, and not the best.
+    write(tmp_path / "a" / "metrics.json", summary(value=None))
+    write(tmp_path / "b" / "metrics.json", summary(method="finetune"))
+    assert rows(made(tmp_path))["nlg (test, 60 instances)"] == ["BLEU", "**67.12**", "nan"]
 
 
 # --- the script ------------------------------------------------------------------------------------------

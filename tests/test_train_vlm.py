@@ -48,6 +48,13 @@ def finished(files, tmp_path_factory):
     return trained_by(command(files, folder / "run"), folder, "train_vlm", pictures=True)
 
 
+@pytest.mark.parametrize("task", ["mt", "sst2", "ag"])
+def test_data_that_are_not_there_are_named_as_they_were_typed(task, files, tmp_path):
+    out, data = tmp_path / "run", ["--data", f"nlg={files['nlg']}", f"{task}=no/such"]
+    argv = ["--tasks", "nlg", task, *data, "--model_checkpoint", "tiny-gpt2", "--adapter_bottleneck", 4]
+    refused(run("train_vlm", [*argv, "--output_dir", out], tmp_path), "no/such", out=out)
+
+
 def test_a_run_draws_a_curve_of_each_task(finished):
     assert (finished / "learning_curve.png").stat().st_size > 1000
 

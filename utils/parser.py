@@ -14,7 +14,7 @@ from pathlib import Path
 from versatile.utils.config_files import ENDINGS, read_config
 from versatile.utils.context import value_in_context
 from versatile.utils.errors import UserError, brief
-from versatile.utils.screen import escape_controls, shell_words
+from versatile.utils.screen import escape_controls, program_name, shell_words
 
 _RAISING = contextvars.ContextVar("raising", default=False)
 
@@ -103,9 +103,9 @@ class Parser(argparse.ArgumentParser):
             spellings = named[1].split("/")
             message = next((s for s in spellings if s in self.locations.values()), spellings[0]) + named[2]
         if _RAISING.get():
-            raise UserError(message, remedy=f"see {self.prog} --help")
+            raise UserError(message, remedy=f"see {program_name(self.prog)} --help")
         message = escape_controls(message)
-        self.exit(2, f"error: {message}\n  remedy:   see {self.prog} --help\n" if shown else None)
+        self.exit(2, f"error: {message}\n  remedy:   see {program_name(self.prog)} --help\n" if shown else None)
 
     def group(self, title):
         """The group of flags under a title in --help."""

@@ -73,6 +73,16 @@ def shell_command(script, *words):
     return shell_words(*_start_words(script), *words)
 
 
+def module_command(module, *words):
+    """A command that runs a module: "python -m data.convert <words>", in the installed package of versatile's."""
+    return shell_words("python", "-m", module if (_HOME / "train.py").is_file() else f"versatile.{module}", *words)
+
+
+def program_name(script):
+    """How a message names the running script: as a file, or as `versatile` was told its name."""
+    return shell_words(*_LAUNCHER.get(), Path(script).stem) if _LAUNCHER.get() and script.endswith(".py") else script
+
+
 def resume_command(script, directory, processes=1):
     """The command that resumes a run with the same number of processes on each machine."""
     if processes == 1:

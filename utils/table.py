@@ -21,7 +21,7 @@ from versatile.utils import flags, schema
 from versatile.utils.errors import UserError, brief, exit_on_user_error, first_line
 from versatile.utils.files import atomic_write, writable_directory
 from versatile.utils.metrics import Score
-from versatile.utils.screen import counted
+from versatile.utils.screen import counted, module_command
 
 # The first columns, in the order of the VLM paper's table; any other method gets a column after them.
 METHODS = ("finetune", "adapter", "adapter+distillation", "adapter+word-distillation", "multi-task", "combined")
@@ -39,7 +39,7 @@ class Result:
     """The result of one evaluation on one task.
 
     Attributes:
-        scores: {name: Score}; an infinite value is one that json could not hold.
+        scores: {name: Score}; a value that is not finite is one that json could not hold.
         headline: name of the task's main score.
         parameters: trained parameters: dict(adapters, task_rows, backbone), and total, the backbone's size; or {}.
         split, instances, dataset_path, checkpoint, backbone: as in the file; None if missing.
@@ -163,7 +163,8 @@ def _score(name, score, path):
     _need(fits and not isinstance(score.get("score"), bool), f"the score {name!r} is {brief(score, 30)}", path)
     value = score.get("score")
     try:
-        value = math.inf if value is None else float(value)
+        # json has no infinity, which only a score without a bound can be.
+        value = (math.inf if name in LOWER_IS_BETTER else math.nan) if value is None else float(value)
     except OverflowError:
         # A whole number too large for a float.
         value = math.inf
@@ -315,7 +316,8 @@ def score_row(cells, task, name, mark=lambda key: ""):
     """[the score's name, a text for each method]."""
     values = cells.values(task, name)
     texts, lower = in_words(values), name in LOWER_IS_BETTER
-    best = (min if lower else max)(values.values()) if len(values) > 1 and task not in cells.apart else None
+    finite = [value for value in values.values() if math.isfinite(value)]
+    best = (min if lower else max)(finite) if finite and len(values) > 1 and task not in cells.apart else None
     shown = []
     for method in cells.methods:
         text = texts.get(method, "–")
@@ -394,7 +396,7 @@ def plain(text):
 @exit_on_user_error
 def main(argv=None):
     p = flags.build_parser("The results of many evaluations in one table.")
-    p.prog, p.usage = "python -m utils.table", "%(prog)s [RESULT_DIR_OR_FILE ...] [flags]"
+    p.prog, p.usage = module_command("utils.table"), "%(prog)s [RESULT_DIR_OR_FILE ...] [flags]"
     p.add_argument("locations", nargs="*", default=["results"], metavar="RESULT_DIR_OR_FILE",
                    help="metrics files, or directories to search for them at any depth (default: results)")  # fmt: skip
     p.add_argument("--output", default="results/table.md", metavar="FILE.md",

@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from versatile.utils.errors import UserError, exit_on_user_error
+from versatile.utils.parser import version_line
 from versatile.utils.screen import shell_command, started_as
 from versatile.utils.settings import SET_BY_FLAGS
 
-USAGE = "usage: versatile SCRIPT [flags]\n       versatile --commands FILE"
+USAGE = "usage: versatile SCRIPT [flags]\n       versatile --commands FILE\n       versatile --version"
 
 
 def script_names():
@@ -35,6 +36,8 @@ def main(argv=None):
         print("FILE:    one SCRIPT with its flags per line, run one after another in one process until one fails;\n"
               "         lines that begin with # are printed (-: standard input)")  # fmt: skip
         return
+    if argv[0] == "--version":
+        return print(version_line())
     with started_as(*launcher()):
         run_commands(argv[1:]) if argv[0] == "--commands" else run_script(argv, "versatile")
 

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import os
 import re
 import time
 from pathlib import Path
@@ -104,6 +105,9 @@ def need_directory(path, location, expected=None, remedy=None):
     """Raise a `UserError` if a directory does not exist, listing the contents of its parent."""
     path = Path(path)
     if path.is_dir():
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise UserError("no permission to read this directory", location=location, expected=expected,
+                            remedy="ask its owner, or copy it")  # fmt: skip
         return
     if path.exists():
         raise UserError("this is a file", location=location, expected=expected or "a directory", remedy=remedy)
