@@ -138,6 +138,14 @@ def test_every_script_reports_where_it_is_told_and_keeps_the_schedule_that_is_na
     assert not list(tmp_path.rglob("events*"))
 
 
+@pytest.mark.parametrize("script", quick.every(2, RUNS))
+def test_a_warm_up_longer_than_the_run_is_said(script, tmp_path, capsys):
+    more = ["--lr", "1e-3", "--lr_scheduler_type", "constant_with_warmup", "--warmup_steps", "5000"]
+    importlib.import_module(script).main(words(script, tmp_path, *more))
+    said = capsys.readouterr().out
+    assert "warning: 5000 warm-up steps are more than the run's" in said
+
+
 @pytest.mark.parametrize("script", RUNS)
 def test_a_schedule_that_lacks_what_it_needs_is_met_at_the_door(script, tmp_path, capsys):
     for name, options in (("cosine", '{"no_such_thing": 1}'), ("polynomial", '{"lr_end": 5}')):

@@ -3,6 +3,7 @@
 import inspect
 import json
 
+import ignite.distributed as idist
 import torch
 from versatile.utils.errors import UserError, first_line
 from versatile.utils.settings import SCHEDULE_NAMES
@@ -45,9 +46,17 @@ def choose_schedule(args, lr, total_steps, warmup_steps=0):
         args: the flags.
         lr, total_steps, warmup_steps: see `linear_decay`.
     """
+    warn_of_long_warmup(warmup_steps, total_steps)
     if args.lr_scheduler_type == "linear" and not args.lr_scheduler_kwargs:
         return linear_decay(lr, total_steps, warmup_steps)
     return build_schedule(args.lr_scheduler_type, lr, warmup_steps, total_steps, args.lr_scheduler_kwargs)
+
+
+def warn_of_long_warmup(warmup_steps, total_steps):
+    """Print a warning if a run ends before its warm-up does."""
+    if warmup_steps > total_steps and idist.get_rank() == 0:
+        print(f"warning: {warmup_steps} warm-up steps are more than the run's {total_steps}, so it never reaches the "
+              "learning rate: train for longer, or lower --warmup_steps")  # fmt: skip
 
 
 def build_schedule(name, lr, warmup_steps, total_steps, options=None):

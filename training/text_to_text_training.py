@@ -11,7 +11,7 @@ from versatile.training.objectives import SmoothedCrossEntropy
 from versatile.training.optimizers import build_optimizer
 from versatile.training.output_directory import check_output_directory
 from versatile.training.runs import Run
-from versatile.training.schedules import build_schedule
+from versatile.training.schedules import build_schedule, warn_of_long_warmup
 from versatile.training.settings import Settings
 from versatile.training.text_to_text_arguments import LOWER_IS_BETTER, warmup_steps
 from versatile.training.text_to_text_model import TextToTextModel
@@ -80,8 +80,9 @@ def build_trainer(args, run, model, train, evaluate):
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     settings = trainer_settings(args, len(train.plan()))
-    schedule = build_schedule(args.lr_scheduler_type, args.lr, warmup_steps(args, settings.max_steps),
-                              settings.max_steps, args.lr_scheduler_kwargs)  # fmt: skip
+    warmup = warmup_steps(args, settings.max_steps)
+    warn_of_long_warmup(warmup, settings.max_steps)
+    schedule = build_schedule(args.lr_scheduler_type, args.lr, warmup, settings.max_steps, args.lr_scheduler_kwargs)
     objective = SmoothedCrossEntropy(args.label_smoothing, args.loss_reduction, idist.get_world_size())
     return Trainer(model, train, objective, build_optimizer(model, args), schedule, run,
                    evaluate and BestMetric(args, evaluate), settings=settings)  # fmt: skip
