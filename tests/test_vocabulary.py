@@ -274,3 +274,11 @@ def test_stored_runs_of_older_versions_are_read(name):
     found = restore_flags(p, known, path)
     assert found["n_epochs"] == 1 and found["max_norm"] == 1.0
     assert not {"n_train_epochs", "num_train_epochs", "learning_rate"} & found.keys()
+
+
+@pytest.mark.parametrize("number", ["-1e-1", "-.1", "-0.1", "-1E-01"])
+def test_negative_numbers_are_values_of_a_flag(number):
+    import evaluate
+
+    args = evaluate.parser().parse_args(["--task", "nlg", "--num_beams", "2", "--length_penalty", number])
+    assert args.length_penalty == -0.1

@@ -91,6 +91,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
+        # argparse takes -1e-1 for a flag: it knows no exponents of negative numbers.
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
         self.register("action", "store_true", Switch)
         self.locations = {}
 
