@@ -96,8 +96,10 @@ continual() {
 # this toolkit, on data whose rows are counted once they are converted.
 published() { case "$1" in vlm-* | lifelong-* | t5-* | camtl-*) ;; *) return 1 ;; esac; }
 
-# The precision of the published runs: the originals train and score in float32.
-precision() { ! published "$1" || echo --fp32; }
+# The precision in which recipe $1, called with the command line $2, is scored: that of the published runs is float32.
+precision() {
+    case "$2 " in *" --fp32 "*) echo --fp32 ;; *) ! published "$1" || echo --fp32 ;; esac
+}
 
 # What a recipe runs, as one line, so that `list` can print it. The settings that are not named are the task's
 # published ones (data/tasks/<task>.py).
@@ -388,13 +390,13 @@ score() {
         superni-* | clbench-*) asked="--trained_only $(continual "${1%%-*}" scored)" ;;
         esac
         # shellcheck disable=SC2046,SC2086
-        py evaluate_lifelong.py --model_dirs "$run" $(precision "$1") $asked --output_dir "$(lifelong_results "$1" "$3")" ;;
+        py evaluate_lifelong.py --model_dirs "$run" $(precision "$1" "$2") $asked --output_dir "$(lifelong_results "$1" "$3")" ;;
     train.py*)
         # shellcheck disable=SC2086
-        py evaluate.py --task "$task" --no_sample $(precision "$1") --batch_size 64 $(scaled "${1%%-*}" "$task" scored || true) \
+        py evaluate.py --task "$task" --no_sample $(precision "$1" "$2") --batch_size 64 $(scaled "${1%%-*}" "$task" scored || true) \
             ${data:+--dataset_path "$data"} --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
         if [ "${1%%-*}" = e2e10k ]; then
-            py evaluate.py --task "$task" --no_sample --num_beams 4 --batch_size 32 --dataset_path "$data" --model_checkpoint "$run" \
+            py evaluate.py --task "$task" --no_sample --num_beams 4 --batch_size 32 $(precision "$1" "$2") --dataset_path "$data" --model_checkpoint "$run" \
                 --output_dir "results/$(basename "$run")-beams"
         fi ;;
     train_vlm.py* | combine_all.py*)
@@ -408,12 +410,12 @@ score() {
                 *) data="$(scaled "$scale" "$task" data)" scored="$(scaled "$scale" "$task" scored)" ;;
                 esac
                 # shellcheck disable=SC2086
-                py evaluate_vlm.py --task "$task" --no_sample --batch_size 64 $scored --dataset_path "$data" \
+                py evaluate_vlm.py --task "$task" --no_sample $(precision "$1" "$2") --batch_size 64 $scored --dataset_path "$data" \
                     --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
             done
         else
             # shellcheck disable=SC2046
-            py evaluate_vlm.py --task all --no_sample $(precision "$1") --batch_size 64 --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
+            py evaluate_vlm.py --task all --no_sample $(precision "$1" "$2") --batch_size 64 --model_checkpoint "$run" --output_dir "results/$(basename "$run")"
         fi ;;
     esac
 }

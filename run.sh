@@ -15,8 +15,8 @@
 #
 # Environment: PYTHON (python3) creates the virtual environment; VENV (.venv) is its location;
 # MODEL (gpt2) is the backbone of the published recipes; E2E_DIR, MULTI30K_DIR, PERSONACHAT_DIR, SQUAD_DIR, SST_DIR,
-# WOZ_DIR, L2KD_DIR, CNN_DAILYMAIL_DIR, WIKISQL_DIR, SUPERNI_DIR and CL_BENCHMARK_DIR are folders of original files; GLUE_DIR (data/glue) is that of GLUE's official folders, T5_TOKENIZER
-# (spiece.model) is T5's vocabulary; lifelong recipes read from DATA_DIR (data/lifelong) and write to MODEL_ROOT_DIR (runs/lifelong).
+# WOZ_DIR, L2KD_DIR, CNN_DAILYMAIL_DIR, WIKISQL_DIR, SUPERNI_DIR and CL_BENCHMARK_DIR are folders of original files; GLUE_DIR (data/glue) is that of GLUE's official
+# folders, GLUE_PAIRS_DIR that of MNLI and QQP as {MNLI,QQP}/{train,dev}.json; T5_TOKENIZER (spiece.model) is T5's vocabulary; lifelong recipes read from DATA_DIR (data/lifelong) and write to MODEL_ROOT_DIR (runs/lifelong).
 #
 # From elsewhere, folders and files that exist there are found by the names they have there; what is made goes into the checkout.
 set -euo pipefail
