@@ -261,7 +261,7 @@ class Sequence:
         start = time.perf_counter()
         if not last:
             strategy.after_task(names[0], lambda: self.make_batches(rows, Objective(None), weighted=False, share=False))
-        after = round(time.perf_counter() - start, 1)
+        after = round(time.perf_counter() - start, 3)
         if strategy.state_file and not (last and strategy.transient_state):
             trainer.on_rank0(lambda: strategy.save_state(run.directory))
         more = dict(task=stage, tasks=names, mode=self.mode, samples=sum(self.sizes[name] for name in names),

@@ -116,7 +116,7 @@ def load_or_generate(path, task, gen, count, model, tokenizer, encoder, sampling
         return rows, report
     start = time.perf_counter()
     samples = generate_samples(model, tokenizer, encoder, gen, count, sampling, **options)
-    seconds = round(time.perf_counter() - start, 1)
+    seconds = round(time.perf_counter() - start, 3)
     rejected, kept = Counter(), []
     for ids in samples:
         reason = encoder.unusable(ids[:-1] if ids[-1:] == [encoder.eos] else ids)

@@ -109,7 +109,7 @@ class GenerativeReplay(Strategy):
     def metrics(self):
         """How long it took to draw the samples that the stage replayed."""
         seconds = self.generation_seconds
-        return dict(generation_seconds=None if None in seconds else round(sum(seconds), 1))
+        return dict(generation_seconds=None if None in seconds else round(sum(seconds), 3))
 
     def generate(self, path, task, count, number, sampling):
         """(rows, report) of `load_or_generate`, with a progress bar."""
