@@ -17,10 +17,10 @@ MINILM5_TASKS="cola sst-2 mrpc sts-b rte"
 GLUE9_TASKS="cola mnli rte wnli qqp sts-b sst-2 qnli mrpc"
 glue5_data() { case "$1" in nlg) echo data/small/nlg.json ;; *) echo "$GLUE_DIR" ;; esac; }
 
-# The real runs on SmolLM2, at two scales. small: few rows, once; five: the five tasks of the VLM with as many rows as the
-# available public files have, up to 5,000, twice.
+# The real runs on SmolLM2, at two scales. small: few rows; five: the five tasks of the VLM with as many rows as the
+# available public files have, up to 5,000. One epoch in batches of 8.
 scale_tasks() { case "$1" in small) echo "nlg mt dialogue qa" ;; five) echo "nlg mt summarization dialogue qa" ;; *) return 1 ;; esac; }
-scale_steps() { case "$1" in small) echo "--n_epochs 1 --train_batch_size 8" ;; five) echo "--n_epochs 2 --train_batch_size 16" ;; esac; }
+SCALE_STEPS="--n_epochs 1 --train_batch_size 8"
 
 # At scale $1 of task $2: its data, examples, adapter width, learning rate, or how outputs are scored, as $3 says.
 scaled() {
@@ -129,7 +129,7 @@ recipe() {
         for task in $(scale_tasks "$scale"); do
             data="$data $task=$(scaled "$scale" "$task" data)" widths="$widths $task=$(scaled "$scale" "$task" width)" limits="$limits $task=$(scaled "$scale" "$task" examples)"
         done
-        echo "train_vlm.py --tasks $(scale_tasks "$scale") --data$data --adapter_bottleneck$widths --limit$limits --model_checkpoint smollm2 --row_init words --lr 2e-3 $(scale_steps "$scale") --gradient_accumulation_steps 1 --no_validation --output_dir runs/$1" ;;
+        echo "train_vlm.py --tasks $(scale_tasks "$scale") --data$data --adapter_bottleneck$widths --limit$limits --model_checkpoint smollm2 --row_init words --lr 2e-3 $SCALE_STEPS --gradient_accumulation_steps 1 --no_validation --output_dir runs/$1" ;;
     small-combine | five-combine)
         local sources=""
         for task in $(scale_tasks "${1%%-*}"); do sources="$sources $task=runs/${1%%-*}-$task-adapter"; done
@@ -262,7 +262,7 @@ recipe() {
     small-*-* | five-*-*)
         local scale="${1%%-*}"
         scaled "$scale" "$task" width >/dev/null || return 1
-        local train="train.py --task $task --dataset_path $(scaled "$scale" "$task" data) --limit $(scaled "$scale" "$task" examples) --model_checkpoint smollm2 --row_init words $(scale_steps "$scale") --gradient_accumulation_steps 1 --no_validation"
+        local train="train.py --task $task --dataset_path $(scaled "$scale" "$task" data) --limit $(scaled "$scale" "$task" examples) --model_checkpoint smollm2 --row_init words $SCALE_STEPS --gradient_accumulation_steps 1 --no_validation"
         local adapter="--adapter_bottleneck $(scaled "$scale" "$task" width) --lr $(scaled "$scale" "$task" rate)" out="--output_dir runs/$1" teacher="--teacher runs/$scale-$task-finetune"
         case "$kind" in
         finetune) echo "$train --lr 1e-4 $out" ;;
