@@ -11,9 +11,10 @@ r"""Train a VLM: all tasks at once in mixed batches, each with its own adapter a
   resume after an interruption:
     python train_vlm.py --resume runs/<run>
 
-The backbone is frozen, so the tasks share no trained parameters: each keeps the weights of its own best epoch and,
-with --early_stopping, stops independently. With --unfreeze_backbone, as in the original, they share the backbone, and
-the epoch with the best mean loss is kept. The run directory is a VLM; evaluate_vlm.py reads it.
+The backbone is frozen, and each task has its own additions: it keeps the weights of its own best epoch and, with
+--early_stopping, stops independently. Where tasks share trained parameters (hypernetworks; the backbone with
+--unfreeze_backbone, as in the original), the epoch with the best mean loss is kept. The run
+directory is a VLM; evaluate_vlm.py reads it.
 """
 
 import argparse

@@ -19,7 +19,7 @@ import versatile
 from versatile import lm_eval as command
 
 TASK = SAMPLES / "lm_eval" / "everyday.yaml"
-harness = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'versatile-lm[lm-eval]'")
+harness = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install '.[lm-eval]'")
 
 
 @pytest.fixture(scope="module")

@@ -434,7 +434,7 @@ def test_a_backbone_without_the_port_is_refused(tmp_path):
     from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
 
     model = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=400, n_layer=1, n_head=2, n_embd=16))
-    with pytest.raises(UserError, match="prefix needs the attention of a block, which the family OpenAI GPT"):
+    with pytest.raises(UserError, match="prefix needs access to a block's self-attention, which the family OpenAI GPT"):
         attach(model, backbones.load_backbone("tiny-gpt2")[1], {"nlg": get_task("nlg").markers}, {"nlg": "prefix"})
 
 

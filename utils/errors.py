@@ -114,7 +114,7 @@ def _missing_package(error):
     if name not in EXTRAS:
         return None
     return UserError(f"the package {name} is not installed", location=" ".join(sys.argv[:1]) or None,
-                     remedy=f'pip install "versatile-lm[{EXTRAS[name]}]", or in a checkout ./run.sh setup')  # fmt: skip
+                     remedy=f"in the toolkit's folder: pip install '.[{EXTRAS[name]}]' or ./run.sh setup")  # fmt: skip
 
 
 def _out_of_memory(error):

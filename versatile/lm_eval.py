@@ -6,7 +6,7 @@
     python -m versatile.lm_eval --model_checkpoint runs/<run> --tasks data/samples/lm_eval/everyday.yaml
 
 The prompts are the harness's own, without task markers; the run answers them with the adapter of --task. Needs the
-package lm_eval: pip install "versatile-lm[lm-eval]". With --output_dir the table is also written as lm_eval.json.
+package lm_eval: pip install '.[lm-eval]' in the checkout. With --output_dir the table is also written as lm_eval.json.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ def main(argv=None):
     flags.require_one_process()
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("the package lm_eval is not installed", location="python -m versatile.lm_eval",
-                        remedy='pip install "versatile-lm[lm-eval]", or: pip install lm_eval')  # fmt: skip
+                        remedy="in the toolkit's checkout: pip install '.[lm-eval]'")  # fmt: skip
     compare(args)
 
 

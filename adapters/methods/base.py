@@ -149,10 +149,18 @@ class TaskModules(Method):
         return modules if any(m is not None for m in modules) else []
 
 
+# What a method needs of a family, in words for its users.
+_PORTS = {
+    "attention": "access to a block's self-attention", "feed_forward": "access to a block's feed-forward part",
+    "projections": "access to the linear maps of a block",
+    "attention_interface": "transformers' attention interface in a block",
+}  # fmt: skip
+
+
 def refuse_without_port(backbone, port, name, location):
     """Raise a `UserError` if a backbone does not offer a port that a method needs."""
     if not getattr(backbone, port):
-        raise UserError(f"the method {name} needs the {port.replace('_', ' ')} of a block, which the family "
+        raise UserError(f"the method {name} needs {_PORTS[port]}, which the family "
                         f"{backbone.name} does not offer", location=location,
                         remedy="choose another method or backbone, or add the port to the family's file")  # fmt: skip
 

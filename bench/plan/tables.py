@@ -120,5 +120,5 @@ class Device:
 _SHARE = {"bf16": 0.3, "fp32": 0.5, "decoding": 0.05}
 GPUS = (Device("one A100", {"bf16": 312e12, "fp32": 19.5e12}, _SHARE, 7e-4),
         Device("one H200", {"bf16": 989e12, "fp32": 67e12}, _SHARE, 7e-4))  # fmt: skip
-# docs/benchmarks.md (bench/train_adapter.py): shares of the measured peak. Decoding: a third of training's, assumed.
+# Training: shares of the measured peak (bench/train_adapter.py, docs/benchmarks.md). Decoding: assumed.
 CPU_SHARE = {"bf16": 0.40, "fp32": 0.73, "decoding": 0.15}
