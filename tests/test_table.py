@@ -203,6 +203,7 @@ def test_nothing_to_show_is_an_error_that_names_where_it_looked(argv, tmp_path, 
         (summary(headline="chrF"), "the headline score 'chrF'"),
         (summary(headline=["BLEU"]), "the headline score ['BLEU']"),
         (summary(instances="60"), "'instances' is '60'"),
+        (summary(parameters=dict(adapters=10**400)), "'parameters' is {'adapters': 1"),
         (summary(parameters=[3]), "'parameters' is [3]"),
         (summary(method=None, parameters=None), "it says neither 'method' nor 'parameters'"),
         ({"tasks": [1]}, "'tasks' is [1]"),
@@ -225,6 +226,15 @@ def test_names_cannot_break_the_table(tmp_path):
     line = next(line for line in table.markdown(cells).splitlines() if line.startswith("| a\\|b c $x_1$ ' (test"))
     assert line.replace("\\|", "").count("|") == 4
     result_charts.bar_chart(tmp_path / "chart.png", cells)
+
+
+@pytest.mark.parametrize("score", [1e308, -1e308, 10**400, None])
+def test_scores_that_have_no_place_on_an_axis_are_shown_as_text(tmp_path, score):
+    write(tmp_path / "metrics.json", summary(scores={"BLEU": {"score": score, "signature": ""}}, headline="BLEU"))
+    cells = table.Cells(table.collect([tmp_path])[0])
+    assert table.markdown(cells)
+    result_charts.bar_chart(tmp_path / "chart.png", cells)
+    assert not result_charts.tradeoff_chart(tmp_path / "stored.png", cells)
 
 
 def test_scores_stand_against_stored_parameters_where_methods_differ_in_size(results, tmp_path, monkeypatch):

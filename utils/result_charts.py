@@ -9,6 +9,15 @@ from versatile.utils.table import LOWER_IS_BETTER, in_words, label
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494", "#fbafe4", "#ece133")
 
 
+# Larger numbers are no scores, and an axis for them cannot be laid out.
+LARGEST = 1e15
+
+
+def can_be_drawn(value):
+    """Whether a score has a place on an axis; others are shown as text alone."""
+    return abs(value) <= LARGEST  # Not so for NaN.
+
+
 def bar_chart(path, cells):
     """Bars of every task's headline score, one panel per task and one bar per method, as a PNG."""
     colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(cells.methods)}
@@ -35,12 +44,12 @@ def draw_bars(axes, values, texts, colours, deviations=None):
     """One panel: a horizontal bar and its number for each method, or words if it has no result.
 
     Args:
-        values: {method: number}; methods without a finite number have no bar.
+        values: {method: number}; methods whose number cannot be drawn have no bar.
         texts: {method: the number as text}.
         colours: {method: colour} of all methods, from the top down.
         deviations: {method: half the length of its error bar}.
     """
-    finite = {method: value for method, value in values.items() if math.isfinite(value)}
+    finite = {method: value for method, value in values.items() if can_be_drawn(value)}
     deviations = deviations or {}
     ends = {method: max(value, 0) + deviations.get(method, 0) for method, value in finite.items()}
     starts = [min(value, 0) - deviations.get(method, 0) for method, value in finite.items()]
@@ -102,7 +111,7 @@ def _stored_and_scored(cells, task):
     """{method: (parameters that it trains and stores for a task, headline score)}."""
     scores = cells.values(task, cells.headline(task))
     stored = {method: cells.of[task, method].trained for method in scores}
-    return {m: (stored[m], score) for m, score in scores.items() if stored[m] and math.isfinite(score)}
+    return {m: (stored[m], score) for m, score in scores.items() if stored[m] and can_be_drawn(score)}
 
 
 def _points(axes, points, colours):

@@ -141,7 +141,7 @@ def _result(content, path, time):
     headline = content.get("headline", next(iter(scores)))
     _need(headline in list(scores), f"{task}: the headline score {brief(headline, 30)} is not among its scores", path)
     parameters = content.get("parameters") or {}
-    known = isinstance(parameters, dict) and all(isinstance(parameters.get(k, 0), int) for k in (*PARAMETERS, "total"))
+    known = isinstance(parameters, dict) and all(_COUNT.fits(parameters.get(k, 0)) for k in (*PARAMETERS, "total"))
     _need(known, f"{task}: 'parameters' is {brief(parameters, 30)}", path)
     # Files from before methods were recorded: a trained backbone means full fine-tuning.
     derived = ("finetune" if parameters.get("backbone") else "adapter") if parameters else None
@@ -154,7 +154,7 @@ def _result(content, path, time):
     names = ("split", "dataset_path", "checkpoint", "backbone")
     text = {key: None if content.get(key) is None else str(content[key]) for key in names}
     instances = content.get("instances")
-    _need(instances is None or isinstance(instances, int), f"{task}: 'instances' is {brief(instances, 30)}", path)
+    _need(instances is None or _COUNT.fits(instances), f"{task}: 'instances' is {brief(instances, 30)}", path)
     return Result(task, method, scores, headline, parameters, instances=instances, path=Path(path), time=time, **text)
 
 
@@ -172,6 +172,7 @@ def _score(name, score, path):
 
 
 _TEXT = schema.Text(longest=10_000)
+_COUNT = schema.Whole(0, 10**15)
 
 
 def _need(fits, problem, path):
@@ -267,7 +268,8 @@ def label(method):
 def in_words(values):
     """{key: number as text}: three decimals if no number is above 1, else two; none from 1,000."""
     digits = 3 if max((abs(v) for v in values.values() if math.isfinite(v)), default=0) <= 1 else 2
-    return {key: f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}" for key, value in values.items()}
+    return {key: f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e15 else f"{value:g}"
+            for key, value in values.items()}  # fmt: skip
 
 
 # --- markdown --------------------------------------------------------------------------------------------
