@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,25 @@ def test_a_hangup_is_a_request_to_stop_unless_it_is_ignored(hangup):
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGHUP)
     assert signals.caught == 0 and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_a_destructor_swallows_stops_the_work_all_the_same(number, capsys):
+    class Interrupted:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    @exit_on_user_error
+    def main():
+        Interrupted()
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 128 + number
+    assert capsys.readouterr().err == ("interrupted\n" if number == signal.SIGINT else "stopped by SIGTERM\n")
 
 
 def test_a_second_sigterm_lets_the_first_one_save_and_a_second_ctrl_c_ends_at_once():

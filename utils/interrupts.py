@@ -1,6 +1,7 @@
 """Stopping on a signal, and printing above a progress bar."""
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -41,9 +42,40 @@ def _raise_stopped(number, frame):
     raise Stopped(number)
 
 
+@contextlib.contextmanager
 def raising_on_termination():
     """Context in which SIGTERM and SIGHUP raise `Stopped`, so that what is half-written is removed, as on Ctrl-C."""
-    return handling(_raise_stopped, [number for number in stopping_signals() if number != signal.SIGINT])
+    with (
+        handling(_raise_stopped, [number for number in stopping_signals() if number != signal.SIGINT]),
+        _sending_again_what_was_lost(),
+    ):
+        yield
+
+
+# Seconds until a lost signal comes again: by then the destructor that it fell into is over.
+_LOST_FOR = 0.02
+
+
+@contextlib.contextmanager
+def _sending_again_what_was_lost():
+    """Context in which a signal is sent again if it came while Python ran a destructor or a callback of the garbage
+    collector: Python ignores exceptions of these, and the work would go on after a traceback."""
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        error = unraisable.exc_value
+        if not isinstance(error, Stopped | KeyboardInterrupt):
+            return before(unraisable)
+        number = error.args[0] if isinstance(error, Stopped) else signal.SIGINT
+        timer = threading.Timer(_LOST_FOR, os.kill, (os.getpid(), number))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 @contextlib.contextmanager
