@@ -204,7 +204,8 @@ recipe() {
         esac
         echo "train_camtl.py --model_name_or_path minilm --data_dir $GLUE_DIR --tasks $tasks --limit 1000 --max_seq_length 64 --do_train --do_eval --num_train_epochs 2 --per_device_train_batch_size 32 --per_device_eval_batch_size 32 --method $kind $adapters --output_dir runs/$1" ;;
     glue5-*)
-        # One budget for all: 2,000 rows of each task, twice. Of one task alone: its own share of it.
+        # One budget for all: 2,000 rows of each task, once. Of one task alone: its own share of it. The hypernetworks' settings
+        # are those of e2e10k-hyperformer++.
         local tasks="$GLUE5_TASKS" data="" train
         kind="${1#glue5-}"
         case "$kind" in
@@ -213,11 +214,11 @@ recipe() {
             case " $GLUE5_TASKS " in *" $tasks "*) ;; *) return 1 ;; esac ;;
         esac
         for task in $tasks; do data="$data $task=$(glue5_data "$task")"; done
-        train="train_vlm.py --tasks $tasks --data$data --limit 2000 --model_checkpoint smollm2 --row_init words --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 2 --no_validation"
+        train="train_vlm.py --tasks $tasks --data$data --limit 2000 --model_checkpoint smollm2 --row_init words --train_batch_size 16 --gradient_accumulation_steps 1 --n_epochs 1 --no_validation"
         case "$kind" in
         finetune) train="$train --unfreeze_backbone --adapter_bottleneck 0 --lr 1e-4" ;;
         adapter | adapters) train="$train --adapter_bottleneck 64 --lr 2e-3" ;;
-        hyperformer | hyperformer++) train="$train --method $kind --lr 1e-3" ;;
+        hyperformer | hyperformer++) train="$train --method $kind --projected_task_embedding_dim 8 --lr 3e-3" ;;
         lora) train="$train --method lora --lora_rank 16 --lr 2e-3" ;;
         *) return 1 ;;
         esac
