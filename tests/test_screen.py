@@ -129,6 +129,10 @@ def test_training_without_a_screen_keeps_its_results(tmp_path):
     assert done.returncode == 0 and (tmp_path / "run" / "metrics.json").is_file()
 
 
+def test_a_long_text_is_cut_and_a_short_one_is_not():
+    assert screen.clipped("four", 4) == "four" and screen.clipped("fives", 4) == "fiv…"
+
+
 def test_a_huge_number_is_short():
     assert [screen.format_number(n, 3) for n in (2.5, -12345.6789, float("inf"), 5184705528587072045056.0)] == [
         "2.500", "-12345.679", "inf", "5.18e+21"]  # fmt: skip

@@ -22,8 +22,11 @@ from versatile.utils.context import value_in_context
 from versatile.utils.errors import UserError
 from versatile.utils.files import atomic_write, is_same_path, writable_directory, write_json
 from versatile.utils.lines import one_line
-from versatile.utils.screen import counted
+from versatile.utils.screen import clipped, counted
 from versatile.utils.stored_flags import TEXT
+
+# Characters of a text among the examples that are printed.
+LONGEST_SHOWN = 500
 
 
 @dataclass
@@ -199,7 +202,10 @@ class TaskResult:
         show_scores(f"{self.split.name}, {self.split.split}", self.split.references, self.scores, self.notes)
         rows = zip(self.split.sources, self.predictions.texts or (), self.split.references)
         for source, text, references in islice(rows, samples):
-            print(f"input      {source}\noutput     {text}\nreference  {references[0]}\n")
+            # Whole articles are in <task>_outputs.jsonl.
+            for name, shown in (("input", source), ("output", text), ("reference", references[0])):
+                print(f"{name:<9}  {clipped(str(shown), LONGEST_SHOWN)}")
+            print()
 
     def write(self, folder):
         """Write the outputs and the task-specific files."""

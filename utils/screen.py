@@ -26,6 +26,11 @@ def escape_controls(text):
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def clipped(text, longest):
+    """A text of at most so many characters, with an ellipsis where it was cut."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def counted(number, noun):
     """"1 sample", "2,000 samples"."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
