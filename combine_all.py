@@ -137,11 +137,12 @@ def combine(args):
 def prepare_output(args):
     """Complete --output and check it before anything is read."""
     from versatile.utils import devices
-    from versatile.utils.files import writable_directory
+    from versatile.utils.files import check_replaceable, writable_directory
 
     devices.quiet_libraries(args.cache_dir)
     args.output = replaceable_path(args.output or args.into)
     refuse_taken(args)
+    check_replaceable(args.output, f"--output {args.output}")
     writable_directory(Path(args.output).absolute().parent, "--output")
 
 

@@ -87,7 +87,8 @@ def run_experiment(args, typed_flags):
     if idist.get_rank() == 0 and not (run.directory / "parameters.json").exists():
         write_json(run.directory / "parameters.json", parameters)
     step, report = train(args, run, model, tokenizer, splits, dtype)
-    evaluate_and_report(args, run.directory, model, tokenizer, splits, dtype, step, report)
+    with run.scoring():
+        evaluate_and_report(args, run.directory, model, tokenizer, splits, dtype, step, report)
     data = ["--data_dir", args.data_dir] if args.data_dir else []
     experiment.end_run(args, run, "train_camtl.py", "--model_name_or_path", run.directory, *data,
                        "--output_dir", f"results/{run.directory.name}", "--do_eval", "--do_predict")  # fmt: skip

@@ -19,6 +19,7 @@ The run directory holds the best model by --metric_for_best_model, checkpoints/s
 arguments_results.json, val_results.json, test_results.json, metrics.json and learning_curve.png; evaluate.py reads it.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def run_experiment(arguments):
     train_batches = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
     run = open_run(arguments, model, tokenizer)
     trained = train(arguments, run, model, tokenizer, splits, train_batches, evaluation) if arguments.do_train else {}
-    evaluate_and_report(arguments, run, model, tokenizer, splits, trained)
+    with run.scoring() if trained else contextlib.nullcontext():
+        evaluate_and_report(arguments, run, model, tokenizer, splits, trained)
 
 
 def t5_settings(arguments):

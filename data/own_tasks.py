@@ -136,21 +136,28 @@ class OwnTask:
         Raises:
             UserError: while iterating, with file and line: no such split, no such column, an unusable row, no rows.
         """
-        empty = True
         for location, record in self.records(split, source):
-            empty = False
             yield location, self.prompts(record, location), self.answers(record, location)
-        if empty:
-            raise UserError("holds no rows", location=f"{source or self.source}:{split}", expected="at least one",
-                            remedy="fill the split, or leave it out")  # fmt: skip
 
     def records(self, split, source=None):
-        """Yield (location, record) of a split, as in the file."""
+        """Yield (location, record) of a split, as in the file.
+
+        Raises:
+            UserError: while iterating: no such split, an unreadable row, no rows.
+        """
         source, split = source or self.source, self.split_of(split)
-        path = Path(source)
+        path, location, empty = Path(source), f"{source}:{split}", True
         if path.is_dir():
-            return row_files.read_rows(self.split_path(split, source))
-        return iter_records(path, self.key(split, path)) if path.is_file() else hub_records(source, split)
+            location = self.split_path(split, source)
+            records = row_files.read_rows(location)
+        else:
+            records = iter_records(path, self.key(split, path)) if path.is_file() else hub_records(source, split)
+        for pair in records:
+            empty = False
+            yield pair
+        if empty:
+            raise UserError("holds no rows", location=location, expected="at least one",
+                            remedy="fill the split, or leave it out")  # fmt: skip
 
     def split_path(self, split, source=None):
         """The file that holds a split's rows; the source itself if that is not a folder."""
@@ -373,7 +380,8 @@ def define(name, source, flag="--tasks", trained=None):
     else:
         settings_file = next((p for p in _beside(path) if p.is_file()), None)
         settings = _settings(settings_file) if settings_file else {}
-        settings.pop("data", None)
+        if elsewhere := settings.pop("data", None):
+            path, source = _stated_data(path, source, settings_file, elsewhere)
     if not path.exists() and not HUB_NAME.fullmatch(source):
         raise UserError("no such file or folder", location=location, remedy="check the spelling of the path",
                         expected="a folder with train, valid and test, a json file, or owner/name on the hub")
@@ -382,6 +390,21 @@ def define(name, source, flag="--tasks", trained=None):
         return replace(trained, source=settings["source"])
     task = from_json(dict(settings, name=name), settings_file or location)
     return replace(task, defined_in=str(settings_file or ""))
+
+
+def _stated_data(path, source, settings_file, elsewhere):
+    """(path, source) of the data that a task.json beside, or instead of, rows names.
+
+    Raises:
+        UserError: there are rows as well, and it names others.
+    """
+    stated = settings_file.parent / elsewhere
+    if stated.exists() and stated.resolve() == path.resolve():
+        return path, source
+    if path.is_file() or any(row_files.split_files(path, names) for names in SPLITS.values()):
+        raise UserError(f"names other data ({brief(elsewhere)}) than the rows beside it", location=settings_file,
+                        remedy=f'take "data" out of it, or name the file alone: {settings_file}')  # fmt: skip
+    return (stated, str(stated)) if stated.exists() else (Path(elsewhere), elsewhere)
 
 
 def split_names_of_json(path):
@@ -400,7 +423,7 @@ def _beside(path):
 
 def _settings(path):
     settings = read_json_object(path, "correct it")
-    if isinstance(settings.get("prompt"), str):
+    if "prompt" in settings and not isinstance(settings["prompt"], list):
         settings["prompt"] = [settings["prompt"]]
     return validate(settings, SCHEMA, path, "correct the file")
 

@@ -93,6 +93,32 @@ def test_a_task_json_may_stand_for_data_that_lie_elsewhere(tmp_path):
     assert own.source == str(tmp_path / "data") and own.metrics == ("rouge",)
 
 
+def test_a_folder_may_say_that_its_data_lie_elsewhere_or_here(tmp_path):
+    write(tmp_path / "rows")
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "task.json").write_text(json.dumps({"data": "../rows"}))
+    (tmp_path / "rows" / "task.json").write_text(json.dumps({"data": "."}))
+    assert read(tmp_path / "named") == read(tmp_path / "rows") == EXPECTED["train"]
+
+
+@pytest.mark.parametrize("script, flags", [
+    ("evaluate", ["--task", "mine={}"]), ("combine_all", ["--data", "mine={}", "--checkpoints", "mine={run}"]),
+    ("sentence_distiller", ["--task", "mine={}"]),
+])  # fmt: skip
+def test_a_split_without_rows_is_named_and_nothing_is_written(script, flags, tmp_path):
+    write(tmp_path / "data")
+    command = ["--model_checkpoint", "tiny-gpt2", "--adapter_bottleneck", 2, "--max_steps", 1, "--limit", 4]
+    done(run("train", ["--task", f"mine={tmp_path / 'data'}", *command, "--output_dir", tmp_path / "run"], tmp_path))
+    split = "train" if script == "sentence_distiller" else "test"
+    (tmp_path / "data" / f"{split}.jsonl").write_text("\n")
+    words = [word.format(tmp_path / "data", run=tmp_path / "run") for word in flags]
+    output = tmp_path / "out.json"
+    model = [] if script == "combine_all" else ["--model_checkpoint", tmp_path / "run"]
+    result = run(script, [*words, *model, "--output_dir" if script == "evaluate" else "--output", output], tmp_path)
+    assert result.code == 2 and f"{split}.jsonl: holds no rows" in result.err, result.err
+    assert not output.exists() or not list(output.iterdir())
+
+
 def test_a_data_set_of_the_hub_is_read_by_name_with_its_classes_as_words(monkeypatch):
     import datasets
     from versatile.data import hub
@@ -141,7 +167,7 @@ DAMAGES = {
     "a prompt that is no text": ('{"prompt": 1, "answer": "b"}\n', "train.jsonl:1: 'prompt' is 1"),
     "an answer that is none": ('{"prompt": "a", "answer": null}\n', "train.jsonl:1: 'answer' is None"),
     "an empty list": ('{"prompt": "a", "answer": []}\n', "train.jsonl:1: 'answer' is an empty list"),
-    "nothing": ("", "holds no rows"),
+    "nothing": ("", "train.jsonl: holds no rows"),
     "no number": ('{"prompt": "a", "answer": "b"}\n{"prompt": "a", "answer": NaN}\n', "train.jsonl:2: NaN is not JSON"),
     "an unused column": ('{"prompt": "a", "answer": "b", "x": -Infinity}\n', "train.jsonl:1: -Infinity is not JSON"),
 }
@@ -169,6 +195,8 @@ SETTINGS = {
     "an unknown metric": ({"metrics": ["bleurt"]}, "metrics[0]"),
     "an unknown key": ({"metric": ["f1"]}, "unknown key 'metric'"),
     "one label": ({"labels": ["x"]}, "labels"),
+    "a column that is no name": ({"prompt": 1}, "expected: a column's name"),
+    "data elsewhere beside rows": ({"data": "../other"}, "names other data ('../other' (str)) than the rows beside it"),
 }
 
 

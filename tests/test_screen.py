@@ -102,6 +102,19 @@ def test_lines_that_a_program_reads_are_written_as_they_are_but_not_to_a_termina
     assert kept.getvalue().endswith("\nb\\x1b[2J\n")
 
 
+def test_lines_that_a_program_reads_are_not_lost_on_a_full_disk(monkeypatch):
+    with open("/dev/full", "w") as full:
+        with pytest.raises(UserError, match="cannot write: No space left on device"):
+            screen.SafeStream(full).write_data("an answer")
+        monkeypatch.setattr(full, "close", lambda: None, raising=False)
+        screen.SafeStream(full).release()
+    gone = io.StringIO()
+    monkeypatch.setattr(gone, "write", lambda text: (_ for _ in ()).throw(BrokenPipeError()))
+    stream = screen.SafeStream(gone)
+    stream.write_data("an answer")
+    assert not stream.has_reader
+
+
 def test_an_error_message_shows_a_hostile_name_written_out(capsys):
     @exit_on_user_error
     def main():

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from conftest import ROOT
-from scripts import SAMPLES, contents, run
+from scripts import SAMPLES, contents, done, run
 from training_runs import parse_t5 as parse
 from training_runs import refused
 from versatile.adapters import t5, t5_loading
@@ -237,6 +237,11 @@ def test_what_is_wrong_with_a_checkpoint_is_said_before_the_task(finished, tmp_p
         (tmp_path, ["not a model of train_t5"]),
     ):
         refused(run("evaluate", ["--task", "rte", "--model_checkpoint", name], tmp_path), str(name), *words)
+    trained = ["--task", "nlg", "--model_checkpoint", "tiny-gpt2", "--adapter_bottleneck", 2, "--max_steps", 1,
+               "--dataset_path", SAMPLES / "nlg.json", "--limit", 4]  # fmt: skip
+    done(run("train", [*trained, "--output_dir", tmp_path / "decoder"], tmp_path))
+    bare = ["--tasks", "rte", "--data_dir", GLUE, "--model_name_or_path", tmp_path / "decoder", "--output_dir", "e"]
+    refused(run("compute_task_embeddings", bare, tmp_path), "this is a trained model", "name its backbone")
     shown = run("evaluate", ["--list_tasks"], tmp_path)
     assert shown.code == 0 and "rte " in shown.out and "nlg " in shown.out
 

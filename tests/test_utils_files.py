@@ -18,6 +18,7 @@ from versatile.utils.files import (
     atomic_write,
     cache_root,
     check_creatable,
+    check_replaceable,
     disk_errors,
     move_into_place,
     remove_leftovers,
@@ -168,6 +169,21 @@ def test_a_full_disk_is_recognised_behind_a_librarys_own_exception(tmp_path):
     for fail in (wrapped, quoted):
         with pytest.raises(UserError, match="the disk is full"), disk_errors(tmp_path):
             fail()
+
+
+def test_a_name_that_no_directory_can_take_is_refused_at_once(tmp_path, monkeypatch):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "link").symlink_to("folder")
+    (tmp_path / "folder").mkdir()
+    check_replaceable(tmp_path / "link", "--output link")
+    check_replaceable(tmp_path / "new", "--output new")
+    with pytest.raises(UserError, match="--output loop: cannot write: a symbolic link leads back to itself"):
+        check_replaceable(tmp_path / "loop", "--output loop")
+    with pytest.raises(UserError, match="--output full: this path already exists and is no directory"):
+        check_replaceable("/dev/full", "--output full")
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "folder")
+    with pytest.raises(UserError, match="--output folder: something is mounted at this name"):
+        check_replaceable(tmp_path / "folder", "--output folder")
 
 
 def test_errors_that_are_not_the_disks_pass_unchanged(tmp_path):
@@ -350,7 +366,7 @@ def test_a_directory_is_replaced_and_nothing_is_left_beside_it(exchange, tmp_pat
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
 @pytest.mark.parametrize("call", range(1, 8))
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.EIO, "broken")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENXIO, "broken")])
 def test_an_interruption_keeps_the_old_directory_or_has_the_new_one(exchange, call, error, tmp_path, monkeypatch):
     """Any call that changes names may be interrupted, before or after it."""
     calls = []

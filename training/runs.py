@@ -9,6 +9,7 @@
         learning_curve.png, events.*  (TensorBoard)
 """
 
+import contextlib
 import functools
 import os
 import platform
@@ -37,6 +38,7 @@ from versatile.utils.files import (
     writable_directory,
     write_json,
 )
+from versatile.utils.interrupts import stop_on_signals
 from versatile.utils.screen import shell_words
 from versatile.utils.stored_flags import DERIVED, TEXT
 
@@ -198,7 +200,7 @@ class Run:
 
         self.refuse_gone()
         # There may already be one of this step, if it could not be read and the run resumed from an earlier one.
-        with atomic_directory(self.checkpoint(step)) as temporary:
+        with self._resumable(), atomic_directory(self.checkpoint(step)) as temporary:
             save_model(temporary)
             # Given a path, torch opens the file itself and does not report why writing failed.
             with open(temporary / STATE, "wb") as file:
@@ -247,12 +249,33 @@ class Run:
     def save_best(self, save_model):
         """Replace the model files in the run directory, moving each complete file into place."""
         self.refuse_gone()
-        with disk_errors(self.directory):
+        with self._resumable(), disk_errors(self.directory):
             with atomic_directory(self.directory / ".best") as temporary:
                 save_model(temporary)
             for file in sorted((self.directory / ".best").iterdir()):
                 move_into_place(file, self.directory / file.name)
             (self.directory / ".best").rmdir()
+
+    @contextlib.contextmanager
+    def _resumable(self):
+        """An error of the disk also says how the run goes on once there is room."""
+        try:
+            yield
+        except UserError as error:
+            if not self.resume_command:
+                raise
+            raise UserError(error.found, location=error.location, expected=error.expected,
+                            remedy=f"{error.remedy}; then go on: {self.resume_command}") from error  # fmt: skip
+
+    @contextlib.contextmanager
+    def scoring(self):
+        """Context for what follows training: a signal says how to get the scores that are missing."""
+        # Processes that torchrun started stop each other.
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not self.resume_command:
+            yield
+            return
+        with stop_on_signals(lambda: "the model is trained, but not all scores are written", self.resume_command):
+            yield
 
     def write_metrics(self, metrics):
         """Write metrics.json, and add the scores to README.md."""

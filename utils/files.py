@@ -26,6 +26,11 @@ _DISK_ERRORS = {
     errno.ENOTDIR: ("a part of the path is a file, not a directory", "choose another directory"),
     errno.EEXIST: ("a file has the name of a directory that is needed", "choose another directory"),
     errno.ENAMETOOLONG: ("the name is too long", "choose a shorter one"),
+    errno.ELOOP: ("a symbolic link leads back to itself", "remove it, or choose another name"),
+    errno.EFBIG: ("a file would be larger than is allowed", "raise the limit (ulimit -f), or choose another place"),
+    errno.EBUSY: ("something is mounted at this name", "name a directory inside it"),
+    errno.EIO: ("the device reports an error", "check the disk, or choose another place"),
+    errno.ESTALE: ("the network file system has lost this directory", "mount it again, or choose another place"),
 }
 
 
@@ -276,11 +281,13 @@ def try_lock(handle, shared=False):
 
 
 def refuse_taken(path):
-    """Raise a `UserError` if there is a file, or a directory with anything in it, at an output's path."""
+    """Raise a `UserError` if there is a file, or a directory with anything in it, at an output's path, or if no
+    directory can be made there."""
     path = Path(path)
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError("this path already exists", location=path,
                         remedy="name another directory, or remove it")  # fmt: skip
+    check_replaceable(path, path)
 
 
 def is_same_path(path, other):
@@ -326,6 +333,20 @@ def check_creatable(path, flag):
         writable_directory(above if above.is_dir() else path, flag)
     except UserError as error:
         raise UserError(error.found, location=f"{flag} {path}", remedy=error.remedy) from error
+
+
+def check_replaceable(path, location):
+    """Raise a `UserError` if no new directory can take the name `path`, before any long work starts."""
+    path = Path(path)
+    with disk_errors(location):
+        if path.is_symlink():
+            path = path.resolve(strict=True)
+    if path.is_mount():
+        found, remedy = _DISK_ERRORS[errno.EBUSY]
+        raise UserError(found, location=location, expected="a name that a new directory can take", remedy=remedy)
+    if path.exists() and not path.is_dir():
+        raise UserError("this path already exists and is no directory", location=location,
+                        remedy="remove it, or name another directory")  # fmt: skip
 
 
 def writable_cache(path, flag=None):

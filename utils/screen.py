@@ -149,13 +149,31 @@ class SafeStream:
         return len(text)
 
     def write_data(self, line):
-        """Write a line for a program to read: unchanged, unless a terminal is at the other end."""
+        """Write a line for a program to read: unchanged, unless a terminal is at the other end.
+
+        Raises:
+            UserError: the file it goes to cannot be written.
+        """
         if self.isatty():
             self.write(f"{line}\n")
         else:
-            with self._dropped():
-                self._stream.write(f"{line}\n")
+            self._write_or_raise(f"{line}\n")
         self.flush()
+
+    def _write_or_raise(self, text):
+        """Lines that a program reads are what the work is for: a full disk ends it. A reader that has gone does not."""
+        from versatile.utils.errors import UserError
+
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except BrokenPipeError:
+            self.has_reader = False
+        except OSError as error:
+            raise UserError(f"cannot write: {error.strerror or error}", location="the answers (standard output)",
+                            remedy="free some space, or send them elsewhere") from error  # fmt: skip
 
     def writelines(self, lines):
         for line in lines:

@@ -193,6 +193,10 @@ def require_config(path, location, script, expected):
     if (path / "config.json").is_file():
         return
     refuse_sequence(path, location)
+    if (path / "adapter_config.json").is_file():
+        raise UserError("this is a trained model, whose weights are additions to a backbone", location=location,
+                        expected=expected,
+                        remedy="name its backbone: adapter_config.json holds the name")  # fmt: skip
     if (path / "run.json").is_file():
         raise unsaved_model(path, location, script)
     found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
