@@ -1,8 +1,10 @@
 """training.runs: the guarantees of a run directory."""
 
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from argparse import Namespace
@@ -46,6 +48,25 @@ def test_a_directory_that_is_gone_is_not_made_again(a_run, tmp_path):
             write()
         assert not a_run.directory.exists()
     assert Run(tmp_path / "elsewhere").saved_steps() == [1]
+
+
+def test_a_full_disk_says_how_the_run_goes_on(a_run):
+    def save(folder):
+        raise OSError(errno.ENOSPC, "full")
+
+    a_run.bind(None, resume_command="python train.py --resume a")
+    for write in (lambda: a_run.save_checkpoint(1, {}, save), lambda: a_run.save_best(save)):
+        with pytest.raises(UserError, match="the disk is full\n.*then go on: python train.py --resume a$"):
+            write()
+
+
+def test_a_signal_after_training_says_how_to_get_the_scores(a_run, capsys):
+    a_run.bind(None, resume_command="python train.py --resume a")
+    with pytest.raises(SystemExit) as stopped, a_run.scoring():
+        signal.raise_signal(signal.SIGTERM)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    said = "SIGTERM: the model is trained, but not all scores are written. To resume:\n  python train.py --resume a\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("name", ["step_1_try", "step_00000001", "checkpoint-9"])
