@@ -56,7 +56,7 @@ def test_a_full_disk_says_how_the_run_goes_on(a_run):
 
     a_run.bind(None, resume_command="python train.py --resume a")
     for write in (lambda: a_run.save_checkpoint(1, {}, save), lambda: a_run.save_best(save)):
-        with pytest.raises(UserError, match="the disk is full\n.*then go on: python train.py --resume a$"):
+        with pytest.raises(UserError, match=r"the disk is full\n.*then go on: python train\.py --resume a$"):
             write()
 
 
