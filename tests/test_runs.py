@@ -61,6 +61,8 @@ def test_a_full_disk_says_how_the_run_goes_on(a_run):
 
 
 def test_a_signal_after_training_says_how_to_get_the_scores(a_run, capsys):
+    with a_run.scoring():
+        pass
     a_run.bind(None, resume_command="python train.py --resume a")
     with pytest.raises(SystemExit) as stopped, a_run.scoring():
         signal.raise_signal(signal.SIGTERM)

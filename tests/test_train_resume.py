@@ -10,7 +10,7 @@ import pytest
 import quick
 from scripts import TORCHRUN, contents, losses, metrics, run, run_as_user, small, start, tensors, until
 from training_runs import (
-    after,
+    after_saves,
     close_runs,
     in_two_processes,
     killed_and_resumed,
@@ -32,10 +32,10 @@ def test_a_run_killed_at_random_moments_and_resumed_equals_one_never_stopped(nlg
     # Its stderr is emptied when it starts.
     seconds = (whole / "metrics.json").stat().st_mtime - (tmp_path / "log/err").stat().st_mtime
     moments = random.Random(7)
-    kills = [after(seconds * moments.uniform(0.05, 0.6)) for _ in range(6)]
+    # Of thirty steps; the first kill is sure to fall into the start.
+    kills = [after_saves(number, seconds * moments.uniform(0, 0.1)) for number in (0, 2, 3, 1, 4, 2)]
     struck = killed_and_resumed(short_run(nlg_data, out, *more, epochs=5), out, tmp_path / "log", kills)
-    # A machine that has become less busy since then ends a run before most of these moments.
-    assert struck >= 1
+    assert struck >= 3
     same_run(whole, out)
 
 

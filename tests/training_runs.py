@@ -94,6 +94,22 @@ def after(seconds):
     return kill
 
 
+def after_saves(number, seconds):
+    """Kill so long after so many new checkpoints: the run has come as far on a busy machine as on an idle one."""
+
+    def kill(job, out):
+        known, new = set(out.glob("checkpoints/step_*")), set()
+
+        def saved():
+            new.update(set(out.glob("checkpoints/step_*")) - known)
+            return len(new) >= number
+
+        until(saved, job)
+        after(seconds)(job, out)
+
+    return kill
+
+
 def on_seeing(pattern):
     """Kill as soon as a name that was not there before appears in the run directory."""
 
