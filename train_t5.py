@@ -19,7 +19,6 @@ The run directory holds the best model by --metric_for_best_model, checkpoints/s
 arguments_results.json, val_results.json, test_results.json, metrics.json and learning_curve.png; evaluate.py reads it.
 """
 
-import contextlib
 import sys
 from pathlib import Path
 
@@ -62,7 +61,7 @@ def run_experiment(arguments):
     train_batches = make_batches(arguments, model, tokenizer, splits) if arguments.do_train else None
     run = open_run(arguments, model, tokenizer)
     trained = train(arguments, run, model, tokenizer, splits, train_batches, evaluation) if arguments.do_train else {}
-    with run.scoring() if trained else contextlib.nullcontext():
+    with run.scoring():
         evaluate_and_report(arguments, run, model, tokenizer, splits, trained)
 
 

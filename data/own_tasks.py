@@ -34,6 +34,7 @@ from versatile.data.json_files import iter_records, split_names
 from versatile.data.task_names import check_task_name
 from versatile.utils import answer_metrics
 from versatile.utils.errors import UserError, brief
+from versatile.utils.files import is_same_path
 from versatile.utils.schema import Choice, ListOf, Record, Text, Whole, read_json_object, validate
 
 SPLITS = row_files.SPLIT_NAMES
@@ -376,12 +377,15 @@ def define(name, source, flag="--tasks", trained=None):
                             expected='{"train": [...], "valid": [...], "test": [...]}, or a task.json with "data"',
                             remedy="name a folder if each split is a file of its own")  # fmt: skip
         source = settings.pop("data")
-        path = path.parent / source if (path.parent / source).exists() else Path(source)
+        path = _named_data(settings_file, source)
     else:
         settings_file = next((p for p in _beside(path) if p.is_file()), None)
         settings = _settings(settings_file) if settings_file else {}
-        if elsewhere := settings.pop("data", None):
-            path, source = _stated_data(path, source, settings_file, elsewhere)
+        if (named := settings.pop("data", None)) and not is_same_path(_named_data(settings_file, named), path):
+            if path.is_file() or any(row_files.split_files(path, names) for names in SPLITS.values()):
+                raise UserError(f"names other data ({brief(named)}) than the rows beside it", location=settings_file,
+                                remedy=f'take "data" out of it, or name the file alone: {settings_file}')  # fmt: skip
+            path, source = _named_data(settings_file, named), named
     if not path.exists() and not HUB_NAME.fullmatch(source):
         raise UserError("no such file or folder", location=location, remedy="check the spelling of the path",
                         expected="a folder with train, valid and test, a json file, or owner/name on the hub")
@@ -392,19 +396,10 @@ def define(name, source, flag="--tasks", trained=None):
     return replace(task, defined_in=str(settings_file or ""))
 
 
-def _stated_data(path, source, settings_file, elsewhere):
-    """(path, source) of the data that a task.json beside, or instead of, rows names.
-
-    Raises:
-        UserError: there are rows as well, and it names others.
-    """
-    stated = settings_file.parent / elsewhere
-    if stated.exists() and stated.resolve() == path.resolve():
-        return path, source
-    if path.is_file() or any(row_files.split_files(path, names) for names in SPLITS.values()):
-        raise UserError(f"names other data ({brief(elsewhere)}) than the rows beside it", location=settings_file,
-                        remedy=f'take "data" out of it, or name the file alone: {settings_file}')  # fmt: skip
-    return (stated, str(stated)) if stated.exists() else (Path(elsewhere), elsewhere)
+def _named_data(settings_file, data):
+    """The path of the data that a task.json names: from its own folder, or as it stands there."""
+    beside = settings_file.parent / data
+    return beside if beside.exists() else Path(data)
 
 
 def split_names_of_json(path):

@@ -38,7 +38,7 @@ from versatile.utils.files import (
     writable_directory,
     write_json,
 )
-from versatile.utils.interrupts import stop_on_signals
+from versatile.utils.interrupts import is_alone, stop_on_signals
 from versatile.utils.screen import shell_words
 from versatile.utils.stored_flags import DERIVED, TEXT
 
@@ -262,20 +262,17 @@ class Run:
         try:
             yield
         except UserError as error:
-            if not self.resume_command:
+            if not (self.resume_command and error.remedy):
                 raise
             raise UserError(error.found, location=error.location, expected=error.expected,
                             remedy=f"{error.remedy}; then go on: {self.resume_command}") from error  # fmt: skip
 
-    @contextlib.contextmanager
     def scoring(self):
-        """Context for what follows training: a signal says how to get the scores that are missing."""
-        # Processes that torchrun started stop each other.
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 or not self.resume_command:
-            yield
-            return
-        with stop_on_signals(lambda: "the model is trained, but not all scores are written", self.resume_command):
-            yield
+        """Context for what follows training: a signal says how to get the scores that are missing. It does nothing for
+        a run that was not trained by this process."""
+        if not (self.resume_command and is_alone()):
+            return contextlib.nullcontext()
+        return stop_on_signals(lambda: "the model is trained, but not all scores are written", self.resume_command)
 
     def write_metrics(self, metrics):
         """Write metrics.json, and add the scores to README.md."""

@@ -56,9 +56,7 @@ def brief(value, limit=60):
     except (RecursionError, ValueError):
         # Too deeply nested for repr, or a number of thousands of digits.
         text = "…"
-    if len(text) > limit:
-        text = text[: limit - 1] + "…"
-    return f"{text} ({type(value).__name__})"
+    return f"{screen.clipped(text, limit)} ({type(value).__name__})"
 
 
 def first_line(error, limit=200):
@@ -93,8 +91,7 @@ def _impossible_name(error):
     # The flag, or the word, that the name came from.
     part = max(name.split("/"), key=len)
     at = next((i for i, word in enumerate(words) if part and part in word), None)
-    location = name if at is None else words[at]
-    location = location if len(location) <= 60 else f"{location[:59]}…"
+    location = screen.clipped(name if at is None else words[at], 60)
     if at and words[at - 1].startswith("--"):
         location = f"{words[at - 1]} {location}"
     return UserError(found, location=location or None, expected="a path the file system can hold",
@@ -129,9 +126,7 @@ def _out_of_memory(error):
 
 
 def _main(main, args, kwargs):
-    # Processes that torchrun started stop each other: one that waits in another's collective could not clean up.
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    with interrupts.raising_on_termination() if alone else contextlib.nullcontext():
+    with interrupts.raising_on_termination() if interrupts.is_alone() else contextlib.nullcontext():
         return main(*args, **kwargs)
 
 

@@ -337,10 +337,10 @@ def check_creatable(path, flag):
 
 def check_replaceable(path, location):
     """Raise a `UserError` if no new directory can take the name `path`, before any long work starts."""
-    path = Path(path)
-    with disk_errors(location):
-        if path.is_symlink():
-            path = path.resolve(strict=True)
+    with disk_errors(location), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        # A link that leads back to itself leads nowhere.
+        os.stat(path)
+    path = Path(os.path.realpath(path))
     if path.is_mount():
         found, remedy = _DISK_ERRORS[errno.EBUSY]
         raise UserError(found, location=location, expected="a name that a new directory can take", remedy=remedy)

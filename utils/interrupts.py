@@ -34,6 +34,12 @@ def handling(handler, numbers=None):
             signal.signal(number, signal.SIG_DFL if before is None else before)
 
 
+def is_alone():
+    """Whether no other process works with this one. Those that torchrun started stop each other: one that waits in
+    another's collective could not clean up."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
+
+
 class Stopped(BaseException):
     """A stop signal was received; its number is the only argument."""
 

@@ -3,14 +3,10 @@
 import math
 
 from versatile.utils.plots import save_figure, start_figure
-from versatile.utils.table import LOWER_IS_BETTER, in_words, label
+from versatile.utils.table import LARGEST, LOWER_IS_BETTER, in_words, label
 
 # Distinguishable by colour-blind readers, too (seaborn's palette "colorblind", its yellow last).
 COLOURS = ("#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#56b4e9", "#949494", "#fbafe4", "#ece133")
-
-
-# Larger numbers are no scores, and an axis for them cannot be laid out.
-LARGEST = 1e15
 
 
 def can_be_drawn(value):

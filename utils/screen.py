@@ -156,24 +156,11 @@ class SafeStream:
         """
         if self.isatty():
             self.write(f"{line}\n")
-        else:
-            self._write_or_raise(f"{line}\n")
-        self.flush()
-
-    def _write_or_raise(self, text):
-        """Lines that a program reads are what the work is for: a full disk ends it. A reader that has gone does not."""
-        from versatile.utils.errors import UserError
-
-        if self._stream is None:
+            self.flush()
             return
-        try:
-            self._stream.write(text)
+        with self._dropped(is_data=True):
+            self._stream.write(f"{line}\n")
             self._stream.flush()
-        except BrokenPipeError:
-            self.has_reader = False
-        except OSError as error:
-            raise UserError(f"cannot write: {error.strerror or error}", location="the answers (standard output)",
-                            remedy="free some space, or send them elsewhere") from error  # fmt: skip
 
     def writelines(self, lines):
         for line in lines:
@@ -190,7 +177,9 @@ class SafeStream:
             return False
 
     @contextlib.contextmanager
-    def _dropped(self):
+    def _dropped(self, is_data=False):
+        """Context in which the stream's errors are dropped; of data, which the work is done for, only those of a
+        stream that nobody reads."""
         if self._stream is None:
             # Nothing to write to: `write` and `flush` of None.
             with contextlib.suppress(AttributeError):
@@ -200,8 +189,12 @@ class SafeStream:
             yield
         except BrokenPipeError:
             self.has_reader = False
-        except OSError:
-            pass
+        except OSError as error:
+            if is_data:
+                from versatile.utils.errors import UserError
+
+                raise UserError(f"cannot write: {error.strerror or error}", location="the answers (standard output)",
+                                remedy="free some space, or send them elsewhere") from error  # fmt: skip
         except ValueError:
             # "I/O operation on closed file"; anything else is the caller's mistake.
             if not self._stream.closed:

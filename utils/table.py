@@ -31,6 +31,8 @@ WORDS = {"finetune": "fine-tune", "word-distillation+distillation": "word and se
 # Appended to the method's name where outputs were decoded with beams: a separate column.
 BEAMS = ", {} beams"
 LOWER_IS_BETTER = {"PPL"}
+# Larger numbers are no scores: their digits fill the page, and no axis can be laid out for them.
+LARGEST = 1e15
 PARAMETERS = ("adapters", "task_rows", "backbone")
 
 
@@ -268,8 +270,12 @@ def label(method):
 def in_words(values):
     """{key: number as text}: three decimals if no number is above 1, else two; none from 1,000."""
     digits = 3 if max((abs(v) for v in values.values() if math.isfinite(v)), default=0) <= 1 else 2
-    return {key: f"{value:.{digits}f}" if abs(value) < 1000 else f"{value:,.0f}" if abs(value) < 1e15 else f"{value:g}"
-            for key, value in values.items()}  # fmt: skip
+
+    def in_digits(value):
+        size = abs(value)
+        return f"{value:.{digits}f}" if size < 1000 else f"{value:,.0f}" if size < LARGEST else f"{value:g}"
+
+    return {key: in_digits(value) for key, value in values.items()}
 
 
 # --- markdown --------------------------------------------------------------------------------------------
